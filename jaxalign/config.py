@@ -1,0 +1,299 @@
+"""The schema of a run: every option with its meaning, unit, default and bounds.
+
+Sections are frozen and keyword-only; a `RunConfig` is plain data, equal to its JSON form (`to_dict`, `from_dict`). Only
+`jaxalign.build` reads it: every constructor below takes plain keyword arguments. `validate` finds all problems before
+any data or weights are read. Importing this file does not import jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from jaxalign.config_fields import Field, Range, Rejected, convert, fields_of, unknown_name
+from jaxalign.errors import ConfigError
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The policy: which weights it starts from and how it computes."""
+
+    path: Annotated[str | None, "Hugging Face folder or hub id to start from; none = random weights of `config`."] = (
+        None
+    )
+    config: Annotated[str | None, "Path of a config.json: the architecture when `path` is none."] = None
+    tokenizer: Annotated[str | None, "Folder or hub id of the tokenizer; none = the one in `path`."] = None
+    chat_template: Annotated[str | None, "Path of a Jinja chat template; none = the tokenizer's own."] = None
+    dtype: Annotated[Dtype, "Precision of the forward and backward computation."] = "bfloat16"
+    param_dtype: Annotated[Dtype, "Precision of the trained (master) weights and the optimizer's state."] = "float32"
+    remat: Annotated[
+        Literal["none", "full", "dots"],
+        "What the backward pass recomputes: nothing, each block, or each block except its matrix products.",
+    ] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The examples: where they come from and how they become tokens."""
+
+    train: Annotated[str | None, "Training data: a JSONL, JSON or Parquet file (also .gz), or a datasets name."] = None
+    eval: Annotated[str | None, "Held-out data, in the same forms; none = hold out `eval_size` of `train`."] = None
+    train_split: Annotated[str, "Split read when `train` is a datasets name."] = "train"
+    eval_split: Annotated[str, "Split read when `eval` is a datasets name."] = "test"
+    eval_size: Annotated[int, "Examples held out of `train` when `eval` is none; 0 = no evaluation.", Range(ge=0)] = 0
+    format: Annotated[str, "Shape of the rows; auto recognises it and says which."] = "auto"
+    columns: Annotated[Mapping[str, str], 'Our column name -> yours: {"prompt": "question"}.'] = field(
+        default_factory=dict
+    )
+    max_length: Annotated[int, "Longest prompt plus completion, tokens.", Range(ge=2)] = 1024
+    max_prompt_length: Annotated[int | None, "Longest prompt, tokens; none = no limit of its own.", Range(ge=1)] = None
+    max_completion_length: Annotated[
+        int | None, "Longest completion, tokens; none = no limit of its own.", Range(ge=1)
+    ] = None
+    truncation: Annotated[Literal["keep_start", "keep_end"], "Which part of a prompt that is too long stays."] = (
+        "keep_end"
+    )
+    tokenization: Annotated[
+        Literal["separate", "joint"],
+        "separate = prompt and completion each by itself, as in generation; joint = the whole text, then cut.",
+    ] = "separate"
+    on_bad: Annotated[
+        Literal["strict", "drop"], "Rows that break the data contract: stop with all of them, or drop and count them."
+    ] = "strict"
+    row_length: Annotated[
+        int | None, "Tokens in a packed row; none = chosen from the lengths of the data.", Range(ge=2)
+    ] = None
+    seed: Annotated[int, "Seed of the held-out split and of the order of examples.", Range(ge=0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The alignment method. In JSON and on the command line its options stand beside `name`: `method.beta`."""
+
+    name: Annotated[str, "A name of `jaxalign methods`, or package.module:NAME."] = "dpo"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """The reference policy that a method compares with."""
+
+    source: Annotated[
+        str,
+        "auto = policy if the method needs one, else none; policy = the policy before training; none = no reference"
+        " (zero log-probabilities: the probability objective); prior = the policy before training without the prompt;"
+        " else the folder or hub id of another model.",
+    ] = "auto"
+    mode: Annotated[
+        Literal["live", "cached", "moving"],
+        "live = computed in every step; cached = computed once and kept on disk; moving = follows the policy.",
+    ] = "live"
+    update_every: Annotated[int, "Steps between two moves of a moving reference.", Range(ge=1)] = 512
+    update_rate: Annotated[
+        float, "Share of the policy mixed into a moving reference at each move; 1 = replaced by it.", Range(gt=0, le=1)
+    ] = 0.6
+    cache_dir: Annotated[str | None, "Folder of the cache, shared by all runs; none = ~/.cache/jaxalign."] = None
+    chat_template: Annotated[str | None, "Path of the chat template of another model; none = its tokenizer's."] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How gradients become updates (optax)."""
+
+    name: Annotated[Literal["adamw", "adafactor", "lion", "rmsprop", "sgd"], "The optimizer."] = "adamw"
+    learning_rate: Annotated[float, "Peak learning rate.", Range(gt=0)] = 1e-6
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine", "inverse_sqrt"], "Its course after the warm-up, to zero at the end."
+    ] = "linear"
+    warmup_ratio: Annotated[float, "Share of all steps in which it rises from 0.", Range(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[float, "Decoupled weight decay.", Range(ge=0)] = 0.0
+    clip_norm: Annotated[float | None, "Largest global norm of the gradient; none = no clipping.", Range(gt=0)] = 1.0
+    b1: Annotated[float, "Decay of the first moment.", Range(ge=0, lt=1)] = 0.9
+    b2: Annotated[float, "Decay of the second moment.", Range(ge=0, lt=1)] = 0.999
+    eps: Annotated[float, "Added to the root of the second moment.", Range(gt=0)] = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop: how much, how often."""
+
+    batch_size: Annotated[int, "Examples in an optimizer step, over all devices.", Range(ge=1)] = 64
+    microbatches: Annotated[int, "Parts a batch is computed in, one after another.", Range(ge=1)] = 1
+    epochs: Annotated[
+        float | None, "Passes over the training data; none = `steps` decides, or 1 without steps.", Range(gt=0)
+    ] = None
+    steps: Annotated[int | None, "Optimizer steps; none = `epochs` decides.", Range(ge=1)] = None
+    seed: Annotated[int, "Seed of random initial weights and of random methods.", Range(ge=0)] = 0
+    log_every: Annotated[int, "Steps between two rows of metrics.jsonl.", Range(ge=1)] = 10
+    eval_every: Annotated[int | None, "Steps between two evaluations; none = only after the last.", Range(ge=1)] = None
+    checkpoint_every: Annotated[
+        int | None, "Steps between two checkpoints; none = only after the last.", Range(ge=1)
+    ] = None
+    keep: Annotated[int, "Latest checkpoints kept.", Range(ge=1)] = 1
+    best_metric: Annotated[
+        str | None, "Held-out metric whose best checkpoint is kept and exported; none = the last is exported."
+    ] = None
+    check_first_step: Annotated[
+        bool, "Stop if the loss before training differs from its closed form (ln 2 for dpo)."
+    ] = True
+    export: Annotated[bool, "Write the aligned model to WORKDIR/export at the end, as a Hugging Face folder."] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis. Their product is the number of devices; one axis may be -1, the rest."""
+
+    data: Annotated[int, "Copies of the model that share the batch."] = 1
+    fsdp: Annotated[int, "Devices that share the batch and hold a slice of the weights each."] = -1
+    tensor: Annotated[int, "Devices that share one example's matrix products."] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How held-out examples are evaluated. The results do not depend on it."""
+
+    batch_size: Annotated[int, "Examples computed at once.", Range(ge=1)] = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where metrics go besides WORKDIR/metrics.jsonl."""
+
+    tensorboard: Annotated[bool, "Write TensorBoard files to WORKDIR/tensorboard."] = True
+    wandb: Annotated[str | None, "Weights & Biases project; none = off."] = None
+    progress: Annotated[bool, "Show a progress bar."] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run, except where its files go (`--workdir`)."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+SECTIONS: Mapping[str, type] = {
+    f.name: f.default_factory for f in dataclasses.fields(RunConfig) if isinstance(f.default_factory, type)
+}
+
+
+@functools.cache
+def schema() -> dict[str, Field]:
+    """Every option by dotted path (``optimizer.learning_rate``), except the method's own options."""
+    leaves = fields_of(RunConfig)
+    del leaves["method.options"]
+    return leaves
+
+
+def section_names(section: str) -> list[str]:
+    """The fields of a section, in order of declaration."""
+    return [path.partition(".")[2] for path in schema() if path.startswith(f"{section}.")]
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain JSON types. The method's options stand beside its name."""
+    tree = dataclasses.asdict(config)
+    tree["method"] |= tree["method"].pop("options")
+    return tree
+
+
+def read_dict(tree: Mapping[str, Any]) -> tuple[RunConfig, list[str], set[str]]:
+    """A configuration from its dict form, with the problems found; a field with a problem keeps its default.
+
+    Returns:
+      the configuration, the problems, and the paths they belong to.
+    """
+    problems: list[str] = []
+    broken: set[str] = set()
+    sections: dict[str, Any] = {}
+    for name, values in tree.items():
+        if name not in SECTIONS:
+            problems.append(unknown_name(str(name), list(SECTIONS), schema()))
+        elif not isinstance(values, Mapping):
+            names = ", ".join(section_names(name))
+            problems.append(f"{name}: got {values!r}, expected a section with the fields {names}.")
+            broken |= {path for path in schema() if path.startswith(f"{name}.")}
+        else:
+            fields: dict[str, Any] = {}
+            for key, value in values.items():
+                path = f"{name}.{key}"
+                if path not in schema():
+                    if name == "method":
+                        fields.setdefault("options", {})[key] = value
+                    else:
+                        problems.append(unknown_name(path, section_names(name), schema()))
+                    continue
+                try:
+                    fields[key] = convert(schema()[path], value)
+                except Rejected as rejected:
+                    problems.append(str(rejected))
+                    broken.add(path)
+            sections[name] = SECTIONS[name](**fields)
+    return RunConfig(**sections), problems, broken
+
+
+def from_dict(tree: Mapping[str, Any]) -> RunConfig:
+    """The inverse of `to_dict`; sections and fields may be missing, then they have their defaults.
+
+    Raises:
+      ConfigError: with every problem: unknown names at any depth, wrong types, values out of bounds, and fields that
+        do not fit together.
+    """
+    from jaxalign.config_checks import cross_checks
+
+    config, problems, broken = read_dict(tree)
+    problems += [problem for paths, problem in cross_checks(config) if not broken.intersection(paths)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def validate(config: RunConfig, *, devices: int | None = None) -> list[str]:
+    """All problems of a configuration: each field's type and bounds, the method's options, and what must fit together.
+
+    Args:
+      config: the configuration.
+      devices: the number of devices, if known: then the mesh must fit it.
+
+    Returns:
+      one line each: path, got, expected, nearest name. Empty if all is well.
+    """
+    from jaxalign.config_checks import cross_checks
+
+    _, problems, broken = read_dict(to_dict(config))
+    return problems + [text for paths, text in cross_checks(config, devices) if not broken.intersection(paths)]
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The configuration with nothing left to guess, as WORKDIR/config.json holds it.
+
+    `auto` is settled, one of epochs and steps is set, and every option of the method is written out.
+    """
+    from jaxalign.methods import get_method
+
+    method = get_method(config.method.name)
+    options = {name: default for name, (_, default) in method.options.items()} | dict(config.method.options)
+    source = config.reference.source
+    if source == "auto":
+        source = "policy" if method.needs_reference else "none"
+    train = config.train
+    if train.epochs is None and train.steps is None:
+        train = dataclasses.replace(train, epochs=1.0)
+    return dataclasses.replace(
+        config,
+        method=dataclasses.replace(config.method, options=options),
+        reference=dataclasses.replace(config.reference, source=source),
+        train=train,
+    )

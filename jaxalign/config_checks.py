@@ -1,0 +1,158 @@
+"""What the fields of a configuration must satisfy together: the checks that one field's bounds cannot say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from jaxalign.config import RunConfig
+from jaxalign.errors import ConfigError
+
+Problem = tuple[tuple[str, ...], str]
+"""The paths involved, and what is wrong. A path that is broken by itself silences the problem."""
+
+
+def cross_checks(config: RunConfig, devices: int | None = None) -> Iterator[Problem]:
+    """Every problem between fields. Reads no file and loads nothing but the table of methods."""
+    yield from _model(config)
+    yield from _data(config)
+    yield from _method(config)
+    yield from _train(config)
+    yield from _mesh(config, devices)
+
+
+def _model(config: RunConfig) -> Iterator[Problem]:
+    model = config.model
+    if model.path is None and model.config is None:
+        yield (
+            ("model.path", "model.config"),
+            "model.path: got none, expected a Hugging Face folder or hub id (or model.config for random weights).",
+        )
+    if model.path is not None and model.config is not None:
+        yield (
+            ("model.path", "model.config"),
+            "model.config: got a path beside model.path, expected only one of the two: model.path brings its own"
+            " architecture.",
+        )
+    if model.path is None and model.config is not None and model.tokenizer is None:
+        yield (
+            ("model.path", "model.config", "model.tokenizer"),
+            "model.tokenizer: got none, expected a folder or hub id, because model.config brings no tokenizer.",
+        )
+
+
+def _data(config: RunConfig) -> Iterator[Problem]:
+    data = config.data
+    if data.train is None:
+        yield ("data.train",), "data.train: got none, expected a file or a datasets name."
+    if data.eval is not None and data.eval_size > 0:
+        yield (
+            ("data.eval", "data.eval_size"),
+            f"data.eval_size: got {data.eval_size} beside data.eval, expected 0: data.eval is the held-out data.",
+        )
+    for name, limit in (
+        ("data.max_prompt_length", data.max_prompt_length),
+        ("data.max_completion_length", data.max_completion_length),
+    ):
+        if limit is not None and limit >= data.max_length:
+            yield (
+                (name, "data.max_length"),
+                f"{name}: got {limit}, expected fewer tokens than data.max_length ({data.max_length}): prompt and"
+                " completion share it.",
+            )
+    if data.row_length is not None and data.row_length < data.max_length:
+        yield (
+            ("data.row_length", "data.max_length"),
+            f"data.row_length: got {data.row_length}, expected at least data.max_length ({data.max_length}).",
+        )
+
+
+def _method(config: RunConfig) -> Iterator[Problem]:
+    from jaxalign.methods import get_method
+
+    try:
+        method = get_method(config.method.name)
+    except ConfigError as error:
+        for problem in error.problems:
+            yield ("method.name",), problem if problem.startswith("method") else f"method.name: {problem}"
+        return
+    for problem in method.check_options(config.method.options):
+        yield ("method.options",), problem if problem.startswith("method.") else f"method.{problem}"
+    if method.batch_coupled and config.train.batch_size < 2:
+        yield (
+            ("train.batch_size", "method.name"),
+            f"train.batch_size: got 1, expected at least 2: {method.name} compares the examples of a batch.",
+        )
+
+    reference = config.reference
+    named = reference.source not in ("auto", "none")
+    if named and not method.needs_reference:
+        yield (
+            ("reference.source", "method.name"),
+            f"reference.source: got {reference.source!r}, expected auto or none: {method.name} uses no reference.",
+        )
+        return
+    absent = reference.source == "none" or not method.needs_reference
+    if absent and reference.mode != "live":
+        yield (
+            ("reference.mode", "reference.source"),
+            f"reference.mode: got {reference.mode!r}, expected live: there is no reference"
+            f" ({'source is none' if method.needs_reference else method.name + ' uses none'}).",
+        )
+    elif reference.mode == "moving" and reference.source not in ("auto", "policy"):
+        yield (
+            ("reference.mode", "reference.source"),
+            f"reference.mode: got 'moving' with reference.source {reference.source!r}, expected source policy: only a"
+            " copy of the policy can follow it. Use live or cached.",
+        )
+    if reference.chat_template is not None and reference.source in ("auto", "policy", "none", "prior"):
+        yield (
+            ("reference.chat_template", "reference.source"),
+            f"reference.chat_template: got {reference.chat_template!r} with reference.source {reference.source!r},"
+            " expected none: only another model has a template of its own.",
+        )
+
+
+def _train(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if train.epochs is not None and train.steps is not None:
+        yield (
+            ("train.epochs", "train.steps"),
+            f"train.steps: got {train.steps} beside train.epochs {train.epochs:g}, expected only one of the two;"
+            " set the other to none.",
+        )
+    if train.batch_size % train.microbatches:
+        yield (
+            ("train.batch_size", "train.microbatches"),
+            f"train.batch_size: got {train.batch_size}, expected a multiple of train.microbatches"
+            f" ({train.microbatches}).",
+        )
+    evaluates = config.data.eval is not None or config.data.eval_size > 0
+    for name, value in (("train.eval_every", train.eval_every), ("train.best_metric", train.best_metric)):
+        if value is not None and not evaluates:
+            yield (
+                (name, "data.eval", "data.eval_size"),
+                f"{name}: got {value!r} without held-out data, expected data.eval or data.eval_size > 0.",
+            )
+    if train.best_metric is not None and not train.best_metric.startswith("eval_"):
+        yield (
+            ("train.best_metric",),
+            f"train.best_metric: got {train.best_metric!r}, expected the name of a held-out metric, such as eval_loss."
+            f" Did you mean 'eval_{train.best_metric}'?",
+        )
+
+
+def _mesh(config: RunConfig, devices: int | None) -> Iterator[Problem]:
+    axes = {"mesh.data": config.mesh.data, "mesh.fsdp": config.mesh.fsdp, "mesh.tensor": config.mesh.tensor}
+    wrong = {name: size for name, size in axes.items() if size != -1 and size < 1}
+    for name, size in wrong.items():
+        yield (name,), f"{name}: got {size}, expected a number of devices >= 1, or -1 for the rest."
+    rest = [name for name, size in axes.items() if size == -1]
+    if len(rest) > 1:
+        yield tuple(rest), f"{' and '.join(rest)}: got -1, expected at most one axis that takes the rest."
+    if devices is None or wrong or len(rest) > 1:
+        return
+    product = math.prod(size for size in axes.values() if size != -1)
+    if devices % product or (not rest and product != devices):
+        shape = " x ".join(f"{name.partition('.')[2]} {size}" for name, size in axes.items())
+        yield tuple(axes), f"mesh: got {shape}, expected a product of {devices}, the number of devices."
