@@ -1,0 +1,196 @@
+"""From a tokenised set to packed batches, as a deterministic grain pipeline.
+
+Which examples a step takes is a pure function of (seed, step), so the position in the data is one integer, resuming
+costs nothing, and every process computes the same plan and writes only its own rows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from jaxalign.data.records import Example
+from jaxalign.data.rows import RowPlan, RowShape, build_rows, fit_row_count, plan_rows
+from jaxalign.types import Rows
+
+Attach = Callable[[int, Example], Mapping[str, Any]]
+"""Further columns of an example, looked up when it is loaded: ``(example_id, example) -> columns``."""
+
+
+class PackedBatch(NamedTuple):
+    """One optimizer step's examples, packed.
+
+    Attributes:
+      rows: this process's rows, NumPy.
+      global_rows: R over all processes.
+      first_row: index among them of this process's first row.
+      example_ids: the batch's examples in order, for messages.
+      tokens: unique tokens of the whole batch: every prompt once, every completion once.
+    """
+
+    rows: Rows
+    global_rows: int
+    first_row: int
+    example_ids: tuple[int, ...]
+    tokens: int
+
+
+class ShuffledBatches:
+    """Random access to training batches: exactly `batch_size` examples each, reshuffled every epoch.
+
+    Batches run across the end of an epoch, so no example is left out and none is padding.
+
+    Args:
+      examples: the tokenised set.
+      batch_size: examples per optimizer step.
+      seed: of the order.
+      mismatched: put another example's completion behind each prompt as one more completion (KTO's estimate of the
+        KL term). Partners are drawn anew every epoch, and never are the example itself.
+
+    Raises:
+      ValueError: mismatched completions are asked for and there is only one example.
+    """
+
+    def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, mismatched: bool = False):
+        if mismatched and len(examples) < 2:
+            raise ValueError("a mismatched completion needs at least 2 examples, got 1")
+        self.examples = examples
+        self.batch_size = batch_size
+        self.mismatched = mismatched
+        self._order = lru_cache(maxsize=4)(lambda epoch: _permutation(len(examples), seed, epoch, 0))
+        self._ring = lru_cache(maxsize=4)(lambda epoch: _partners(len(examples), seed, epoch))
+
+    def ids(self, step: int) -> list[tuple[int, int]]:
+        """The (epoch, example id) pairs of a step."""
+        count = len(self.examples)
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [(p // count, int(self._order(p // count)[p % count])) for p in places]
+
+    def example(self, epoch: int, identity: int) -> Example:
+        """An example as that epoch shows it."""
+        example = self.examples[identity]
+        if not self.mismatched:
+            return example
+        partner = self.examples[int(self._ring(epoch)[identity])]
+        return with_mismatched(example, partner)
+
+    def __call__(self, step: int) -> list[tuple[int, Example]]:
+        return [(identity, self.example(epoch, identity)) for epoch, identity in self.ids(step)]
+
+
+class OrderedBatches:
+    """The whole set once, in order; the last batch may be smaller. For evaluation and for scoring a reference."""
+
+    def __init__(self, examples: Sequence[Example], *, batch_size: int, mismatched: bool = False, seed: int = 0):
+        self.examples = examples
+        self.batch_size = batch_size
+        self.partners = _partners(len(examples), seed, 0) if mismatched else None
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.batch_size)
+
+    def __call__(self, step: int) -> list[tuple[int, Example]]:
+        stop = min(len(self.examples), (step + 1) * self.batch_size)
+        return [(i, self._example(i)) for i in range(step * self.batch_size, stop)]
+
+    def _example(self, identity: int) -> Example:
+        example = self.examples[identity]
+        if self.partners is None:
+            return example
+        return with_mismatched(example, self.examples[int(self.partners[identity])])
+
+
+def with_mismatched(example: Example, partner: Example) -> Example:
+    """The example with the partner's first completion as one more completion behind its own prompt."""
+    return Example(
+        prompt=example.prompt,
+        completions=(*example.completions, partner.completions[0]),
+        columns=example.columns,
+        source=example.source,
+    )
+
+
+class Packer:
+    """Packs a step's examples into rows; the same plan on every process.
+
+    Args:
+      shape: what a row holds.
+      row_counts: the row counts that the step is compiled for.
+      multiple: every row count is a multiple of this.
+      column_names: columns to carry (see `build_rows`).
+      attach: further columns, looked up per example.
+      local_rows: the rows of R that this process owns, as a slice.
+    """
+
+    def __init__(
+        self,
+        shape: RowShape,
+        row_counts: Sequence[int],
+        multiple: int,
+        *,
+        column_names: Sequence[str] = (),
+        attach: Attach | None = None,
+        local_rows: Callable[[int], slice] = lambda rows: slice(0, rows),
+    ):
+        self.shape = shape
+        self.row_counts = tuple(row_counts)
+        self.multiple = multiple
+        self.column_names = tuple(column_names)
+        self.attach = attach
+        self.local_rows = local_rows
+
+    def plan(self, examples: Sequence[Example]) -> RowPlan:
+        scored = [sum(map(len, example.completions)) for example in examples]
+        tokens = [len(example.prompt) + s for example, s in zip(examples, scored, strict=True)]
+        return plan_rows(tokens, scored, self.shape)
+
+    def __call__(self, batch: Sequence[tuple[int, Example]]) -> PackedBatch:
+        plan = self.plan([example for _, example in batch])
+        count = fit_row_count(len(plan.rows), self.row_counts, self.multiple)
+        local = self.local_rows(count)
+        rows: list[list[tuple[int, Example]]] = [[batch[i] for i in row] for row in plan.rows]
+        rows.extend([] for _ in range(count - len(rows)))
+        if self.attach is not None:
+            rows = [
+                [(i, self._attached(i, example)) for i, example in row] if r == 0 or local.start <= r < local.stop else row
+                for r, row in enumerate(rows)
+            ]
+        built = build_rows(rows, self.shape, self.column_names, local)
+        return PackedBatch(built, count, local.start, tuple(i for i, _ in batch), plan.tokens)
+
+    def _attached(self, identity: int, example: Example) -> Example:
+        columns = {**example.columns, **self.attach(identity, example)} if self.attach else example.columns
+        return Example(example.prompt, example.completions, columns, example.source)
+
+
+def training_iterator(
+    batches: ShuffledBatches, packer: Packer, steps: int, *, threads: int = 1, buffer: int = 4
+) -> grain.DatasetIterator:
+    """The steps' batches, packed ahead of time in background threads.
+
+    The iterator's state is its position: orbax checkpoints it, and restoring it is exact whatever was prefetched.
+    """
+    dataset = grain.MapDataset.range(steps).map(lambda step: packer(batches(int(step))))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def ordered_iterator(batches: OrderedBatches, packer: Packer) -> Iterator[PackedBatch]:
+    """One pass over the set in order."""
+    return (packer(batches(step)) for step in range(len(batches)))
+
+
+def _permutation(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, stream]).permutation(count)
+
+
+def _partners(count: int, seed: int, epoch: int) -> np.ndarray:
+    """A random permutation without fixed points: each example's partner is its successor on a random ring."""
+    ring = _permutation(count, seed, epoch, 1)
+    partners = np.empty(count, np.int64)
+    partners[ring] = np.roll(ring, -1)
+    return partners
