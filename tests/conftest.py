@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 HOST_DEVICES = 8
@@ -52,6 +53,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under ``JAXALIGN_REQUIRE_SHARED=1`` a test that wants the shared data must run: a skip of it is a failure."""
+    report = yield
+    required = os.environ.get("JAXALIGN_REQUIRE_SHARED") == "1" and "shared_data" in getattr(item, "fixturenames", ())
+    if required and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but JAXALIGN_REQUIRE_SHARED=1: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository."""
@@ -62,13 +74,9 @@ def repository() -> Path:
 def shared_data() -> Path:
     """The folder of the published data sets and small models that tests read.
 
-    It is ``JAXALIGN_SHARED``, or ``../shared/data`` beside the repository. Where it is absent the test is skipped, and
-    under ``JAXALIGN_REQUIRE_SHARED=1`` it fails instead.
+    It is ``JAXALIGN_SHARED``, or ``../shared/data`` beside the repository. Where it is absent the test is skipped.
     """
     folder = Path(os.environ.get("JAXALIGN_SHARED") or REPOSITORY.parent / "shared" / "data").resolve()
     if not folder.is_dir():
-        reason = f"shared data not found at {folder}; set JAXALIGN_SHARED"
-        if os.environ.get("JAXALIGN_REQUIRE_SHARED") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        pytest.skip(f"shared data not found at {folder}; set JAXALIGN_SHARED")
     return folder

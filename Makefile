@@ -1,0 +1,68 @@
+# Everything sets itself up: a fresh clone and Python >= 3.11 are enough.
+#   make demo    train a tiny model in a generated world, align it with DPO, write one HTML page (CPU, minutes)
+#   make test    the tests that need no torch
+#   make judge   the tests that compare with torch and transformers
+#   make check   lint + types + imports + shell
+# PYTHON=python3.12 picks an interpreter, VENV=path another environment, JOBS=4 more test processes.
+
+VENV ?= .venv
+JOBS ?= 2
+WORKDIR ?= workdir/quickstart
+PYTEST_ARGS ?=
+PIP_INSTALL ?= install --quiet
+
+# The newest Python here that the dependencies support and that can make an environment.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 \
+	&& { echo $$python; break; }; done)
+BIN := $(VENV)/bin
+
+.PHONY: demo test judge check lint types imports shell format wheel clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-report
+	$(BIN)/jaxalign quickstart --workdir=$(WORKDIR)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not judge" -n $(JOBS) $(PYTEST_ARGS)
+
+judge: $(VENV)/.installed-test $(VENV)/.installed-judge
+	$(BIN)/python -m pytest -m judge -n $(JOBS) $(PYTEST_ARGS)
+
+check: lint types imports shell
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+shell: $(VENV)/.installed-dev
+	$(BIN)/shellcheck .ci/run launch/*.sh launch/*.sbatch
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.made
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each extra; pip installs again when the dependencies change.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/.made
+	@echo "installing jaxalign[$*] into $(VENV)"
+	@$(BIN)/python -m pip $(PIP_INSTALL) -e '.[$*]'
+	@touch $@
+
+$(VENV)/.made:
+	@if [ -z "$(PYTHON)" ]; then echo "jaxalign needs Python 3.11, 3.12 or 3.13 with venv; set PYTHON=..." >&2; exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip $(PIP_INSTALL) --upgrade pip
+	@touch $@
