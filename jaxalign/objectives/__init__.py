@@ -1,0 +1,18 @@
+"""The mathematics of alignment: every method is one pure function.
+
+Positional parameters name what a method needs, keyword-only parameters are its options, and the result is a
+`jaxalign.types.LossOutput` of per-example losses, weights and metrics; nothing is averaged here. `jaxalign.methods`
+reads inputs and options from these signatures, so nothing about a method is declared twice.
+
+Symbols in the formulas: ``lp`` is the policy's log-probability of a completion given its prompt and ``lr`` the
+reference's, both summed over the completion's scored tokens (nats); ``avg.lp`` and ``avg.lr`` are the same divided by
+the number of tokens; ``w`` and ``l`` mark the chosen and the rejected completion; ``rho = lp - lr``.
+"""
+
+from jaxalign.objectives.paired import dpo, ipo
+from jaxalign.objectives.ranges import Range
+from jaxalign.objectives.reference_free import cpo, simpo
+from jaxalign.objectives.supervised import sft
+from jaxalign.objectives.unpaired import kto
+
+__all__ = ["Range", "cpo", "dpo", "ipo", "kto", "sft", "simpo"]

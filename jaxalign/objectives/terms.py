@@ -1,0 +1,118 @@
+"""The pieces that objectives share: precision, log-ratios, the logistic loss, NLL normalisation, paired metrics."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxalign.types import LossOutput, Pair
+
+NllNormalization = Literal["batch_tokens", "tokens", "sum"]
+
+
+def at_least_float32(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Lifts bfloat16 and float16 to float32: log-ratios reach hundreds of nats, where bfloat16 has steps of 1."""
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def fixed(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The same values in at least float32, with no gradient."""
+    return jax.lax.stop_gradient(at_least_float32(values))
+
+
+def difference(pair: Pair[Float[Array, " B"]]) -> Float[Array, " B"]:
+    """Chosen minus rejected, ``[B]``."""
+    return pair.chosen - pair.rejected
+
+
+def log_ratios(policy: Pair[Float[Array, " B"]], reference: Pair[Float[Array, " B"]]) -> Pair[Float[Array, " B"]]:
+    """``rho = lp - lr`` of both completions, ``[B]`` each. The reference carries no gradient."""
+    return Pair(
+        at_least_float32(policy.chosen) - fixed(reference.chosen),
+        at_least_float32(policy.rejected) - fixed(reference.rejected),
+    )
+
+
+def logistic_loss(margin: Float[Array, " B"], label_smoothing: float = 0.0) -> Float[Array, " B"]:
+    """``-(1 - e) log sigmoid(margin) - e log sigmoid(-margin)``, ``[B]``, finite for any finite margin.
+
+    Since ``log(1 + exp(z)) = z + log(1 + exp(-z))``, this equals ``log(1 + exp(-margin)) + e * margin``.
+    """
+    return jax.nn.softplus(-margin) + label_smoothing * margin
+
+
+def masked_mean(values: Float[Array, " B"], mask: Bool[Array, " B"] | Float[Array, " B"]) -> Float[Array, ""]:
+    """The mean of `values` where `mask` holds, a scalar; 0 where it holds nowhere.
+
+    Values outside the mask may be anything, nan included.
+    """
+    counted = jnp.where(mask, values, 0.0)
+    return counted.sum() / jnp.maximum(mask.astype(counted.dtype).sum(), 1.0)
+
+
+def negative_log_likelihood(
+    policy: Float[Array, " B"],
+    lengths: Float[Array, " B"],
+    mean_length: Float[Array, ""] | None,
+    normalization: NllNormalization,
+) -> Float[Array, " B"]:
+    """The negative log-likelihood of completions, normalised so that its mean over the batch is as named, ``[B]``.
+
+    Args:
+      policy: summed log-probabilities, nats, ``[B]``.
+      lengths: scored tokens, ``[B]``.
+      mean_length: mean of `lengths` over the valid examples of the global batch; None takes the mean of `lengths`.
+      normalization: ``"batch_tokens"`` divides by `mean_length`: the batch mean is nats per token of the whole batch,
+        so long completions count more. ``"tokens"`` divides each by its own length: nats per token, every completion
+        counts the same. ``"sum"`` divides by nothing: nats per completion.
+
+    Raises:
+      ValueError: the normalization is none of the three.
+    """
+    policy = at_least_float32(policy)
+    lengths = fixed(lengths)
+    if normalization == "sum":
+        return -policy
+    if normalization == "tokens":
+        return -policy / jnp.maximum(lengths, 1.0)
+    if normalization == "batch_tokens":
+        mean_length = lengths.mean() if mean_length is None else fixed(mean_length)
+        return -policy / jnp.maximum(mean_length, 1.0)
+    raise ValueError(f"nll_normalization: got {normalization!r}, expected 'batch_tokens', 'tokens' or 'sum'.")
+
+
+def paired_output(
+    losses: Float[Array, " B"],
+    *,
+    rewards: Pair[Float[Array, " B"]],
+    policy: Pair[Float[Array, " B"]],
+    **metrics: Float[Array, " B"],
+) -> LossOutput:
+    """Pairs count equally; the metrics are those of a preference pair under TRL's names, with no gradient.
+
+    Args:
+      losses: ``[B]``.
+      rewards: the method's implicit rewards, ``[B]`` each.
+      policy: the policy's log-probabilities as the method got them (sums or token means), ``[B]`` each.
+      **metrics: further metrics, ``[B]`` each.
+
+    Returns:
+      Metrics ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies`` (1 where the chosen
+      reward is the larger; a tie is 0), ``logps/chosen``, ``logps/rejected``, ``policy/accuracies`` (1 where the policy
+      itself finds the chosen completion more likely), and the further ones.
+    """
+    rewards = Pair(fixed(rewards.chosen), fixed(rewards.rejected))
+    policy = Pair(fixed(policy.chosen), fixed(policy.rejected))
+    named = {
+        "rewards/chosen": rewards.chosen,
+        "rewards/rejected": rewards.rejected,
+        "rewards/accuracies": (rewards.chosen > rewards.rejected).astype(losses.dtype),
+        "rewards/margins": difference(rewards),
+        "logps/chosen": policy.chosen,
+        "logps/rejected": policy.rejected,
+        "policy/accuracies": (policy.chosen > policy.rejected).astype(losses.dtype),
+    }
+    named |= {name: fixed(values) for name, values in metrics.items()}
+    return LossOutput(losses=losses, weights=jnp.ones_like(losses), metrics=named)
