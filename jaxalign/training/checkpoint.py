@@ -1,0 +1,155 @@
+"""Checkpoints of a run: its state, its place in the data, and what the host counts. The only file that knows Orbax.
+
+The place in the data is the same on every process (each works out the whole plan and writes its own rows), so it is
+one small JSON and a run may go on with another number of processes or another mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jaxalign.errors import ConfigError
+from jaxalign.training.state import TrainState
+
+
+class Restored(NamedTuple):
+    """
+    Attributes:
+      step: optimizer steps that the state has taken.
+      state: on the mesh that was asked for.
+      iterator: for the data iterator's ``set_state``.
+      run: what `Checkpoints.save` was given.
+    """
+
+    step: int
+    state: TrainState
+    iterator: dict[str, Any]
+    run: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints under one folder. Saving is asynchronous and atomic: a killed process leaves the last whole one.
+
+    Args:
+      folder: ``WORKDIR/checkpoints``.
+      keep: latest checkpoints kept.
+      best_metric: also keep the best by this held-out metric. Losses and KL are better when lower, all else when
+        higher.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 1, best_metric: str | None = None):
+        self.best_metric = best_metric
+        policies: list[Any] = [LatestN(keep)]
+        if best_metric is not None:
+            lower = best_metric.endswith(("loss", "kl")) or "/kl" in best_metric
+            policies.append(
+                BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    reverse=lower,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._lower_is_better = best_metric is not None and lower
+        self._manager = ocp.CheckpointManager(
+            Path(folder).absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+                step_prefix=None,
+            ),
+        )
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        iterator: Mapping[str, Any],
+        run: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts writing a checkpoint and returns once the device arrays are copied.
+
+        Args:
+          step: optimizer steps taken.
+          state: the train state.
+          iterator: the data iterator's state.
+          run: host counters (JSON).
+          metrics: held-out metrics of this step, for the best-by-metric rule.
+        """
+        chosen = None
+        if self.best_metric is not None and metrics is not None:
+            if self.best_metric not in metrics:
+                raise ConfigError(
+                    f"train.best_metric: got {self.best_metric!r}, expected one of {', '.join(sorted(metrics))}."
+                )
+            chosen = {self.best_metric: float(metrics[self.best_metric])}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                iterator=ocp.args.JsonSave(dict(iterator)),  # pyright: ignore[reportCallIssue]
+                run=ocp.args.JsonSave(dict(run)),  # pyright: ignore[reportCallIssue]
+            ),
+            metrics=chosen,
+            force=True,
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step kept as the best, or None without a metric."""
+        if self.best_metric is None:
+            return None
+        scored = {}
+        for step in self._manager.all_steps():
+            metrics = self._manager.metrics(step)
+            if metrics:
+                scored[step] = metrics[self.best_metric]
+        if not scored:
+            return None
+        return (min if self._lower_is_better else max)(scored, key=lambda step: scored[step])
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> Restored:
+        """Reads a checkpoint straight onto the devices.
+
+        Args:
+          abstract: shapes, dtypes and shardings of the state (`jax.ShapeDtypeStruct` leaves); the mesh may differ
+            from the one that wrote it.
+          step: which one; the latest by default.
+        """
+        step = self._manager.latest_step() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"no checkpoint under {self._manager.directory}")
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract),  # pyright: ignore[reportCallIssue]
+                iterator=ocp.args.JsonRestore(),
+                run=ocp.args.JsonRestore(),
+            ),
+        )
+        return Restored(step, restored["state"], restored["iterator"], restored["run"])
+
+    def wait(self) -> None:
+        """Returns when everything that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def abstract_state(state: TrainState, shardings: Any) -> TrainState:
+    """Shapes and dtypes of a state with the shardings it shall have."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
+    )

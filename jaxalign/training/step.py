@@ -1,0 +1,218 @@
+"""The train step: one pure function from (state, frozen, rows) to the next state.
+
+Sums go up and are divided once, by the weight of the whole batch, so that devices and micro-batches change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from jaxalign.methods import Method
+from jaxalign.training.inputs import mean_lengths, objective_inputs
+from jaxalign.training.references import Reference
+from jaxalign.training.scoring import completion_lengths, score
+from jaxalign.training.state import Frozen, TrainState
+from jaxalign.training.trainable import Trainable
+from jaxalign.types import Rows, Weighted
+
+Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+"""Metrics on their way up: name -> (weighted sum, weight)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step tells.
+
+    Attributes:
+      metrics: name -> (weighted sum, weight) over the global batch; the mean is their ratio.
+      finite: False when the loss or the gradient's norm is not.
+      policy_sums: summed log-probability of each completion under the policy before the update, ``[R, E, K]``.
+      reference_sums: the same under the reference.
+    """
+
+    metrics: Sums
+    finite: Bool[Array, ""]
+    policy_sums: Float[Array, "R E K"]
+    reference_sums: Float[Array, "R E K"]
+
+
+def make_train_step(
+    policy: Any,
+    method: Method,
+    reference: Reference,
+    trainable: Trainable,
+    optimizer: optax.GradientTransformation,
+    *,
+    options: Mapping[str, Any],
+    microbatches: int = 1,
+    schedule: optax.Schedule | None = None,
+    statistics: bool = True,
+    pin_gradients: Callable[[Any], Any] = lambda gradients: gradients,
+) -> Callable[[TrainState, Frozen, Rows], tuple[TrainState, StepOutput]]:
+    """Builds the step. It is pure: the caller jits it, donates the state and pins shardings.
+
+    A method whose loss couples the examples of a batch (KTO's KL estimate) gets the statistics of the whole batch
+    also under micro-batches: the completions of all of them are scored first, the loss and its gradient with respect
+    to their log-probabilities are taken over the whole batch, and a second pass carries that gradient to the weights.
+
+    Args:
+      policy: the policy's functions.
+      method: the row of `METHODS`.
+      reference: where reference log-probabilities come from.
+      trainable: which variables are trained.
+      optimizer: applied to the mean gradient.
+      options: the method's hyper-parameters.
+      microbatches: parts that the rows are worked off in; R must be a multiple.
+      schedule: only to report ``learning_rate``.
+      statistics: also report ``entropy``, ``mean_token_accuracy`` and ``logits/*``.
+      pin_gradients: constrains the gradients to the parameters' shardings; without it FSDP gathers them.
+    """
+
+    def batch_loss(policy_sums, reference_sums, lengths, rows, means):
+        inputs = objective_inputs(
+            method,
+            policy_sums=policy_sums,
+            reference_sums=reference_sums,
+            lengths=lengths,
+            columns=rows.columns,
+            example_mask=rows.example_mask,
+            mean_lengths=means,
+        )
+        output = method.objective(**inputs, **options)
+        mask = rows.example_mask.reshape(-1)
+        weights = jnp.where(mask, output.weights, 0.0)
+        total = jnp.sum(jnp.where(mask, output.losses, 0.0) * weights)
+        sums = {"loss": (jax.lax.stop_gradient(total), weights.sum())}
+        for name, value in output.metrics.items():
+            values, counts = value if isinstance(value, Weighted) else (value, jnp.ones_like(value))
+            counts = jnp.where(mask, counts, 0.0)
+            sums[name] = (jnp.sum(jnp.where(counts != 0, values, 0.0) * counts), counts.sum())
+        return total, jax.lax.stop_gradient(sums)
+
+    def scored(params, frozen, rows):
+        scores = score(policy, trainable.join(params, frozen["policy"]), rows, statistics=statistics)
+        return scores.sums, jax.lax.stop_gradient(_token_metrics(scores.tokens, rows) if statistics else {})
+
+    def part_loss(params, state, frozen, rows, means):
+        sums, token_metrics = scored(params, frozen, rows)
+        reference_sums = reference.logps(state.reference, frozen, rows).sums
+        total, metrics = batch_loss(sums, reference_sums, completion_lengths(rows), rows, means)
+        return total, (metrics | token_metrics, jax.lax.stop_gradient(sums), reference_sums)
+
+    def whole(state, frozen, rows, means):
+        """All rows at once."""
+        gradients, (metrics, sums, reference_sums) = jax.grad(part_loss, has_aux=True)(
+            state.trainable, state, frozen, rows, means
+        )
+        return gradients, metrics, sums, reference_sums
+
+    def in_parts(state, frozen, rows, means):
+        """Micro-batch after micro-batch; the examples do not see each other."""
+        parts = _fold(rows, microbatches)
+
+        def one(carry, part):
+            gradients, metrics, sums, reference_sums = whole(state, frozen, part, means)
+            return jax.tree.map(jnp.add, carry, (pin_gradients(gradients), metrics)), (sums, reference_sums)
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(whole, state, frozen, first, means)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
+        (gradients, metrics), per_example = jax.lax.scan(one, zeros, parts)
+        return gradients, metrics, *map(_unfold, per_example)
+
+    def in_two_passes(state, frozen, rows, means):
+        """Score every micro-batch, take the loss over the whole batch, then carry its gradient back."""
+        parts = _fold(rows, microbatches)
+
+        def forward(_, part):
+            sums, token_metrics = scored(state.trainable, frozen, part)
+            return None, (sums, token_metrics, reference.logps(state.reference, frozen, part).sums)
+
+        _, (sums, token_metrics, reference_sums) = jax.lax.scan(forward, None, parts)
+        token_metrics = jax.tree.map(lambda x: x.sum(0), token_metrics)
+        sums, reference_sums = _unfold(sums), _unfold(reference_sums)
+        cotangents, metrics = jax.grad(batch_loss, has_aux=True)(
+            sums, reference_sums, completion_lengths(rows), rows, means
+        )
+
+        def backward(carry, inputs):
+            part, cotangent = inputs
+            _, pull = jax.vjp(lambda params: scored(params, frozen, part)[0], state.trainable)
+            return jax.tree.map(jnp.add, carry, pin_gradients(pull(cotangent)[0])), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.trainable)
+        gradients, _ = jax.lax.scan(backward, zeros, (parts, _fold(cotangents, microbatches)))
+        return gradients, metrics | token_metrics, sums, reference_sums
+
+    if microbatches == 1:
+        gradients_of = whole
+    else:
+        gradients_of = in_two_passes if method.batch_coupled else in_parts
+
+    def step(state: TrainState, frozen: Frozen, rows: Rows) -> tuple[TrainState, StepOutput]:
+        means = mean_lengths(completion_lengths(rows), rows.example_mask)
+        gradients, metrics, sums, reference_sums = gradients_of(state, frozen, rows, means)
+        total, weight = metrics["loss"]
+        gradients = pin_gradients(jax.tree.map(lambda g: g / weight, gradients))
+        norm = optax.tree.norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+        params = optax.apply_updates(state.trainable, updates)
+        one = jnp.ones(())
+        metrics = metrics | {"grad_norm": (norm, one)}
+        if schedule is not None:
+            metrics["learning_rate"] = (jnp.asarray(schedule(state.step), jnp.float32), one)
+        count = state.step + 1
+        next_state = TrainState(
+            step=count,
+            trainable=params,
+            opt_state=opt_state,
+            reference=reference.update(state.reference, trainable.join(params, frozen["policy"]), count),
+            method_state=state.method_state,
+            rng=state.rng,
+        )
+        finite = jnp.isfinite(total / weight) & jnp.isfinite(norm)
+        return next_state, StepOutput(metrics, finite, sums, reference_sums)
+
+    return step
+
+
+def _token_metrics(tokens, rows: Rows) -> Sums:
+    """Sums over scored tokens; a mismatched completion (the second behind an unpaired prompt) counts like the first."""
+    slots = rows.score_slot
+    real = slots < rows.example_mask.shape[1] * rows.completions
+    weights = real.astype(jnp.float32)
+
+    def total(values, counts):
+        return jnp.sum(jnp.where(counts > 0, values, 0.0) * counts), counts.sum()
+
+    sums = {"entropy": total(tokens.entropy, weights), "mean_token_accuracy": total(tokens.correct, weights)}
+    if rows.completions == 2 and "desirable" not in rows.columns:
+        for k, name in enumerate(("chosen", "rejected")):
+            sums[f"logits/{name}"] = total(tokens.mean_logit, weights * (slots % 2 == k))
+    return sums
+
+
+def _fold(tree, parts: int):
+    """``[R, ...] -> [parts, R / parts, ...]``, column-major: part j takes rows j, j + parts, ..., so that an axis
+    sharded over devices stays sharded and no row moves."""
+
+    def fold(array):
+        rows = array.shape[0]
+        return jnp.swapaxes(array.reshape(rows // parts, parts, *array.shape[1:]), 0, 1)
+
+    return jax.tree.map(fold, tree)
+
+
+def _unfold(tree):
+    """The inverse of `_fold`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
