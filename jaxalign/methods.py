@@ -315,8 +315,8 @@ def _foreign_method(name: str) -> Method:
     layout = _layout(found)
     if layout is None:
         raise ConfigError(
-            f"method.name: the layout of {name!r} cannot be told from its signature. Annotate policy as Pair, or make it "
-            f"a row: NAME = Method({attribute!r}, {attribute}, Layout.SINGLE)."
+            f"method.name: the layout of {name!r} cannot be told from its signature. Annotate policy as Pair, or make "
+            f"it a row: NAME = Method({attribute!r}, {attribute}, Layout.SINGLE)."
         )
     try:
         return Method(name, found, layout)
