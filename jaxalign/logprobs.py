@@ -170,9 +170,7 @@ def _scores_backward(soft_cap, chunk, blocks, statistics, residuals, cotangents)
             if soft_cap is not None:
                 gradient = gradient * (1.0 - jnp.square(logits / soft_cap))
             gradient = gradient.astype(head.dtype)
-            states_gradient += jnp.einsum(
-                "rcv,dv->rcd", gradient, block_head, preferred_element_type=jnp.float32
-            )
+            states_gradient += jnp.einsum("rcv,dv->rcd", gradient, block_head, preferred_element_type=jnp.float32)
             head_gradient[block] += jnp.einsum(
                 "rcd,rcv->dv", chunk_states, gradient, preferred_element_type=jnp.float32
             )

@@ -156,7 +156,9 @@ class Packer:
         rows.extend([] for _ in range(count - len(rows)))
         if self.attach is not None:
             rows = [
-                [(i, self._attached(i, example)) for i, example in row] if r == 0 or local.start <= r < local.stop else row
+                [(i, self._attached(i, example)) for i, example in row]
+                if r == 0 or local.start <= r < local.stop
+                else row
                 for r, row in enumerate(rows)
             ]
         built = build_rows(rows, self.shape, self.column_names, local)

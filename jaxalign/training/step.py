@@ -214,5 +214,3 @@ def _fold(tree, parts: int):
 def _unfold(tree):
     """The inverse of `_fold`."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
-
-

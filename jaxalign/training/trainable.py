@@ -47,8 +47,6 @@ def matching(pattern: str) -> Trainable:
         return trainable, frozen
 
     def join(trainable, frozen):
-        return jax.tree.map(
-            lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda x: x is None
-        )
+        return jax.tree.map(lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda x: x is None)
 
     return Trainable(split, join)
