@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from jaxalign.config_fields import Field, Range, Rejected, convert, fields_of, unknown_name
+from jaxalign.config_fields import Field, Range, Rejected, convert, fields_of, nearest
 from jaxalign.errors import ConfigError
 
 Dtype = Literal["bfloat16", "float32"]
@@ -35,6 +35,10 @@ class ModelConfig:
         Literal["none", "full", "dots"],
         "What the backward pass recomputes: nothing, each block, or each block except its matrix products.",
     ] = "none"
+    attention: Annotated[
+        Literal["auto", "dense", "chunked"],
+        "How attention is computed: dense holds all scores of a row, chunked a band of them; auto goes by length.",
+    ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,7 @@ class TrainConfig:
     """The loop: how much, how often."""
 
     batch_size: Annotated[int, "Examples in an optimizer step, over all devices.", Range(ge=1)] = 64
-    microbatches: Annotated[int, "Parts a batch is computed in, one after another.", Range(ge=1)] = 1
+    microbatches: Annotated[int, "Parts a batch's rows are computed in, one after another.", Range(ge=1)] = 1
     epochs: Annotated[
         float | None, "Passes over the training data; none = `steps` decides, or 1 without steps.", Range(gt=0)
     ] = None
@@ -189,6 +193,37 @@ SECTIONS: Mapping[str, type] = {
 }
 
 
+ALIASES: Mapping[str, str] = {
+    "lr": "optimizer.learning_rate",
+    "optim": "optimizer.name",
+    "lr_scheduler_type": "optimizer.schedule",
+    "max_grad_norm": "optimizer.clip_norm",
+    "adam_beta1": "optimizer.b1",
+    "adam_beta2": "optimizer.b2",
+    "loss_type": "method.name",
+    "loss": "method.name",
+    "model_name_or_path": "model.path",
+    "gradient_checkpointing": "model.remat",
+    "dataset_name": "data.train",
+    "truncation_mode": "data.truncation",
+    "max_steps": "train.steps",
+    "num_train_epochs": "train.epochs",
+    "gradient_accumulation_steps": "train.microbatches",
+    "per_device_train_batch_size": "train.batch_size",
+    "per_device_eval_batch_size": "evaluation.batch_size",
+    "save_steps": "train.checkpoint_every",
+    "save_total_limit": "train.keep",
+    "eval_steps": "train.eval_every",
+    "logging_steps": "train.log_every",
+    "metric_for_best_model": "train.best_metric",
+    "precompute_ref_log_probs": "reference.mode",
+    "sync_ref_model": "reference.mode",
+    "ref_model_mixup_alpha": "reference.update_rate",
+    "ref_model_sync_steps": "reference.update_every",
+}
+"""Names that people bring from other trainers, for the hint in a message. They are not accepted."""
+
+
 @functools.cache
 def schema() -> dict[str, Field]:
     """Every option by dotted path (``optimizer.learning_rate``), except the method's own options."""
@@ -218,29 +253,38 @@ def read_dict(tree: Mapping[str, Any]) -> tuple[RunConfig, list[str], set[str]]:
     problems: list[str] = []
     broken: set[str] = set()
     sections: dict[str, Any] = {}
-    for name, values in tree.items():
-        if name not in SECTIONS:
-            problems.append(unknown_name(str(name), list(SECTIONS), schema()))
-        elif not isinstance(values, Mapping):
-            names = ", ".join(section_names(name))
-            problems.append(f"{name}: got {values!r}, expected a section with the fields {names}.")
-            broken |= {path for path in schema() if path.startswith(f"{name}.")}
-        else:
-            fields: dict[str, Any] = {}
-            for key, value in values.items():
-                path = f"{name}.{key}"
-                if path not in schema():
-                    if name == "method":
-                        fields.setdefault("options", {})[key] = value
-                    else:
-                        problems.append(unknown_name(path, section_names(name), schema()))
-                    continue
+
+    def unknown(path: str, names: list[str]) -> None:
+        near = nearest(path, [*SECTIONS, *schema()], ALIASES)
+        hint = f" Did you mean {near!r}?" if near else ""
+        problems.append(f"{path}: unknown name, expected one of {', '.join(names)}.{hint}")
+        # What a misspelled name leaves unset is no second problem.
+        broken.update(known for known in schema() if near and (known == near or known.startswith(f"{near}.")))
+
+    for section, values in tree.items():
+        if section not in SECTIONS:
+            unknown(str(section), list(SECTIONS))
+            continue
+        names = section_names(section)
+        if not isinstance(values, Mapping):
+            hint = f" Did you mean '{section}.name'?" if "name" in names else ""
+            problems.append(f"{section}: got {values!r}, expected a section with the fields {', '.join(names)}.{hint}")
+            broken |= {f"{section}.{name}" for name in names}
+            continue
+        fields: dict[str, Any] = {}
+        for name, value in values.items():
+            path = f"{section}.{name}"
+            if path in schema():
                 try:
-                    fields[key] = convert(schema()[path], value)
+                    fields[name] = convert(schema()[path], value)
                 except Rejected as rejected:
                     problems.append(str(rejected))
                     broken.add(path)
-            sections[name] = SECTIONS[name](**fields)
+            elif section == "method":
+                fields.setdefault("options", {})[name] = value
+            else:
+                unknown(path, names)
+        sections[section] = SECTIONS[section](**fields)
     return RunConfig(**sections), problems, broken
 
 
@@ -276,6 +320,33 @@ def validate(config: RunConfig, *, devices: int | None = None) -> list[str]:
     return problems + [text for paths, text in cross_checks(config, devices) if not broken.intersection(paths)]
 
 
+FREE = (
+    "mesh",
+    "evaluation",
+    "logging",
+    "model.remat",
+    "model.attention",
+    "reference.cache_dir",
+    "train.microbatches",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.export",
+)
+"""What a resumed run may change: it decides where and how fast things are computed, not what."""
+
+
+def differences(before: RunConfig, after: RunConfig) -> list[str]:
+    """What keeps a run with the configuration `after` from continuing one with `before`, a line for each path."""
+    old, new = _flat(to_dict(before)), _flat(to_dict(after))
+    fixed = [path for path in {**old, **new} if not path.startswith(FREE)]
+    return [f"{path}: was {old.get(path)!r}, is {new.get(path)!r}." for path in fixed if old.get(path) != new.get(path)]
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{name}": value for section, values in tree.items() for name, value in values.items()}
+
+
 def resolve(config: RunConfig) -> RunConfig:
     """The configuration with nothing left to guess, as WORKDIR/config.json holds it.
 
@@ -284,7 +355,7 @@ def resolve(config: RunConfig) -> RunConfig:
     from jaxalign.methods import get_method
 
     method = get_method(config.method.name)
-    options = {name: default for name, (_, default) in method.options.items()} | dict(config.method.options)
+    options = method.resolve_options(config.method.options)
     source = config.reference.source
     if source == "auto":
         source = "policy" if method.needs_reference else "none"

@@ -74,10 +74,10 @@ def _method(config: RunConfig) -> Iterator[Problem]:
         method = get_method(config.method.name)
     except ConfigError as error:
         for problem in error.problems:
-            yield ("method.name",), problem if problem.startswith("method") else f"method.name: {problem}"
+            yield ("method.name",), problem
         return
     for problem in method.check_options(config.method.options):
-        yield ("method.options",), problem if problem.startswith("method.") else f"method.{problem}"
+        yield ("method.options",), problem
     if method.batch_coupled and config.train.batch_size < 2:
         yield (
             ("train.batch_size", "method.name"),
@@ -121,11 +121,11 @@ def _train(config: RunConfig) -> Iterator[Problem]:
             f"train.steps: got {train.steps} beside train.epochs {train.epochs:g}, expected only one of the two;"
             " set the other to none.",
         )
-    if train.batch_size % train.microbatches:
+    if train.microbatches > train.batch_size:
         yield (
             ("train.batch_size", "train.microbatches"),
-            f"train.batch_size: got {train.batch_size}, expected a multiple of train.microbatches"
-            f" ({train.microbatches}).",
+            f"train.microbatches: got {train.microbatches}, expected at most train.batch_size ({train.batch_size}):"
+            " a part needs an example.",
         )
     evaluates = config.data.eval is not None or config.data.eval_size > 0
     for name, value in (("train.eval_every", train.eval_every), ("train.best_metric", train.best_metric)):

@@ -5,8 +5,8 @@ A field says everything about itself in its annotation::
   learning_rate: Annotated[float, "Peak step size.", Range(gt=0)] = 1e-6
 
 The string is its documentation (with the unit), `Range` its bounds; ``Literal`` lists the allowed names and ``| None``
-allows an absent value. `fields_of` reads them, `convert` checks a JSON value, `parse` checks a string of the command
-line. Nothing here knows the run configuration itself.
+allows an absent value. `fields_of` reads them, `convert` checks a JSON value, `from_text` reads a string of the
+command line. Nothing here knows the run configuration itself.
 """
 
 from __future__ import annotations
@@ -181,35 +181,37 @@ def literal(text: str) -> Any:
     except json.JSONDecodeError:
         pass
     try:
-        return float(text)  # 1e-4 is JSON, .5 and nan are not
+        return float(text)  # 1e-4 is JSON; .5 and nan are not
     except ValueError:
         return text
 
 
-def parse(field: Field, text: str) -> Any:
-    """A string of the command line as its field stores it: ``5e-7``, ``true``, ``none``, ``a,b`` or ``["a", "b"]``.
+def from_text(field: Field, text: str) -> Any:
+    """The value a string of the command line stands for in a field: ``5e-7``, ``true``, ``none``, ``a,b``.
 
-    Raises:
-      Rejected: as `convert`.
+    It is not checked; `convert` says what is wrong with it.
     """
     if field.kind is str:
         absent = field.optional and text.lower() in ("none", "null", "")
-        return convert(field, None if absent else text)
+        return None if absent else text
     value = literal(text)
-    if field.kind is int and isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        value = int(value)  # 1e3 steps
-    if field.kind is list and not isinstance(value, list):
-        value = [part for part in text.split(",") if part] if value is not None else None
-    return convert(field, value)
+    if field.kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e3 steps
+    if field.kind is list and isinstance(value, str):
+        return [part for part in text.split(",") if part]
+    return value
 
 
-def unknown_name(path: str, names: Sequence[str], elsewhere: Mapping[str, Any] = {}) -> str:
-    """What to say of a name that the schema lacks: its nearest neighbour, here or in another section."""
+def nearest(path: str, known: Sequence[str], aliases: Mapping[str, str]) -> str | None:
+    """The known dotted path that an unknown one most likely means: an alias, a near name beside it, or elsewhere."""
     section, _, name = path.rpartition(".")
-    hint = did_you_mean(name, names)
-    if not hint:
-        leaf = {known.rpartition(".")[2]: known for known in reversed(list(elsewhere))}
-        near = difflib.get_close_matches(name, list(leaf), n=1, cutoff=0.6)
-        hint = f" Did you mean {leaf[near[0]]!r}?" if near else ""
-    where = f"{section!r}" if section else "the configuration"
-    return f"{path}: unknown name; expected one of {', '.join(names)} in {where}.{hint}"
+    for candidate in (path, name):
+        if candidate in aliases:
+            return aliases[candidate]
+    beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
+    anywhere = {other.rpartition(".")[2]: other for other in reversed(known)}
+    for names in (beside, anywhere):
+        near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+        if near:
+            return names[near[0]]
+    return None

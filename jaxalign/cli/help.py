@@ -1,0 +1,141 @@
+"""The texts of ``--help``. Nothing here imports jax, so help is there at once."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+
+from jaxalign.config import SECTIONS, schema
+
+WIDTH = 112
+
+COMMAND = """\
+Align a language model with preferences: from a Hugging Face checkpoint and a file of pairs to an aligned checkpoint.
+
+  jaxalign VERB --help         what a verb does, examples, every option
+  jaxalign methods             the alignment methods
+  jaxalign methods dpo         one of them: formula, data, options
+
+A first run:
+  jaxalign check-data --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.train=pairs.jsonl --show 3
+  jaxalign train      --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.train=pairs.jsonl \\
+                      --config.data.eval_size=100 --workdir=runs/first
+  jaxalign generate   --model=runs/first/export "Once upon a time"
+"""
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    an error of jaxalign itself, with its traceback
+  2    the command or configuration is wrong, or the model cannot be read; nothing was started
+  3    the data, tokenizer or chat template is wrong; no weights were read
+  4    a value is not finite, or a closed form does not hold; the last good checkpoint is kept
+  143  stopped by SIGTERM after saving a checkpoint; the same command continues
+All problems found are listed at once, each with what was got, what was expected, and the nearest name.
+"""
+
+CONFIGURATION = """\
+configuration:
+  --config=FILE.py:ARG       a Python file with get_config(ARG), such as configs/paired.py:dpo
+  --config=FILE.json         the config.json of an earlier run
+  --config.PATH=VALUE        change one option; may be repeated: --config.optimizer.learning_rate=5e-7
+Values are numbers, true/false, none, or text. Options of the method stand beside its name: --config.method.beta=0.2.
+"""
+
+VERBS = {
+    "train": """\
+Train the model of --config and write the run to --workdir:
+  config.json manifest.json metrics.jsonl checkpoints/ export/ (a Hugging Face folder)
+A folder that already holds this run is continued from its last checkpoint: the same command resumes. With only
+--workdir the run in it is continued. A folder that holds another run is refused, with what differs.
+
+examples:
+  jaxalign train --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.train=pairs.jsonl \\
+      --config.data.eval_size=100 --workdir=runs/dpo
+  jaxalign train --config=configs/paired.py:simpo,model=mistral_7b --config.data.train=pairs.jsonl --workdir=runs/simpo
+  jaxalign train --config=configs/unpaired.py:kto --config.model.path=MODEL --config.data.train=votes.jsonl \\
+      --config.method.beta=0.05 --workdir=runs/kto
+  jaxalign train --workdir=runs/dpo
+""",
+    "evaluate": """\
+Compute the held-out metrics of a model: loss, rewards, ranking accuracies, log-probabilities, KL estimate.
+The held-out data is data.eval, or the part of data.train that the run held out. Prints one JSON object.
+
+examples:
+  jaxalign evaluate --workdir=runs/dpo                      the exported model of a run, on its own held-out data
+  jaxalign evaluate --workdir=runs/dpo --model=OTHER        another model, with the run's data, method and reference
+  jaxalign evaluate --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.eval=test.jsonl
+""",
+    "generate": """\
+Continue prompts with a model. Prompts are arguments, or JSON lines of --file or the standard input: texts, or objects
+with a "prompt" (a text, or a list of {"role", "content"}). Arguments give texts; JSON lines give JSON lines with the
+same fields and a "completion". Lists of messages go through the model's chat template; --chat makes texts such lists.
+
+examples:
+  jaxalign generate --model=runs/dpo/export "Once upon a time" --max-new-tokens=100
+  jaxalign generate --model=runs/dpo/export --chat --temperature=0.7 --top-p=0.9 "Name three rivers."
+  jaxalign generate --model=runs/dpo/export --file=prompts.jsonl > answers.jsonl
+""",
+    "cache-reference": """\
+Compute the reference log-probabilities of the data once and keep them. Every run that needs them reads them, whatever
+its method, beta, seed, learning rate or number of examples; runs with reference.mode=cached also fill it on first use.
+
+example:
+  jaxalign cache-reference --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.train=pairs.jsonl
+""",
+    "convert": """\
+Write a Hugging Face folder (config, safetensors, tokenizer, chat template, model card) of a checkpoint.
+
+examples:
+  jaxalign convert --from=runs/dpo --to=exports/dpo                        its last checkpoint
+  jaxalign convert --from=runs/dpo/checkpoints/500 --to=exports/dpo-500
+  jaxalign convert --from=MODEL --to=exports/half --dtype=bfloat16         a Hugging Face folder in another precision
+""",
+    "methods": """\
+List the alignment methods, or describe one: its data, inputs, options with ranges, formula and paper.
+
+examples:
+  jaxalign methods
+  jaxalign methods kto
+""",
+    "check-data": """\
+Read and tokenise the data of --config as training would, without reading weights, and tell what was found: rows kept
+and dropped by reason, truncation, lengths, where tokens merge across the end of the prompt. --show prints examples
+token by token.
+
+example:
+  jaxalign check-data --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.train=pairs.jsonl --show=3
+""",
+    "quickstart": """\
+Make a small world with a known right answer, train a tokenizer and a tiny model in it, align the model with DPO, and
+show what changed: a table here, and one HTML page with plots in --workdir. Minutes on two CPU cores.
+
+example:
+  jaxalign quickstart --workdir=runs/quickstart
+""",
+}
+"""What each verb does, in the order of a user's day."""
+
+
+def config_reference() -> str:
+    """Every option of the schema with its type, default and meaning, by section."""
+    lines = ["options of the configuration (--config.PATH=VALUE):"]
+    for section, kind in SECTIONS.items():
+        lines += ["", f"  {section}: {inspect.getdoc(kind)}"]
+        for field in schema().values():
+            if field.path.startswith(f"{section}."):
+                accepts = "|".join(field.choices) or {list: "a,b", dict: "name to name"}.get(
+                    field.kind, field.kind.__name__
+                )
+                bounds = f" {field.bounds}" if str(field.bounds) else ""
+                lines.append(f"    {field.path} = {_shown(field.default)}    ({accepts}{bounds})")
+                lines += textwrap.wrap(field.doc, WIDTH - 8, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        if section == "method":
+            lines.append("    method.OPTION    an option of the method; see `jaxalign methods NAME`")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,45 @@
+"""Runs a verb and turns its errors into an exit code and a list on the standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from jaxalign.errors import JaxalignError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code; see ``jaxalign --help`` for their meanings."""
+    from jaxalign.cli.parser import parse
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    verb = "jaxalign"
+    try:
+        args = parse(argv)
+        verb = f"jaxalign {args.verb}"
+        from jaxalign.cli.verbs import VERBS
+
+        return VERBS[args.verb](args)
+    except JaxalignError as error:
+        report(verb, error)
+        return error.exit_code
+    except SystemExit as stop:  # --help and --version, and a verb that was told to stop
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except KeyboardInterrupt:
+        print(f"{verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone: `jaxalign methods | head`
+        sys.stderr.close()
+        return 0
+
+
+def report(verb: str, error: JaxalignError) -> None:
+    """Lists an error's problems on the standard error."""
+    kind = {2: "in the configuration", 3: "in the data", 4: "in the numbers"}.get(error.exit_code, "")
+    count = len(error.problems)
+    if count == 1:
+        print(f"{verb}: {error.problems[0]}", file=sys.stderr)
+        return
+    print(f"{verb}: {count} problems {kind}".rstrip(), file=sys.stderr)
+    for problem in error.problems:
+        print("  - " + problem.replace("\n", "\n    "), file=sys.stderr)

@@ -1,0 +1,128 @@
+"""The command line's grammar: verbs and their flags, with problems collected instead of one exit at the first."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from jaxalign.cli import help as texts
+from jaxalign.config import ALIASES, SECTIONS, schema
+from jaxalign.config_fields import nearest
+from jaxalign.config_transport import take_overrides
+from jaxalign.errors import ConfigError, did_you_mean
+
+CONFIGURED = ("train", "evaluate", "cache-reference", "check-data")
+"""The verbs that take a configuration."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line. ``overrides`` holds the ``--config.path=value`` changes, ``problems`` what is wrong.
+
+    Raises:
+      ConfigError: the verb is unknown, or a flag has a wrong value.
+      SystemExit: with 0, after ``--help`` or ``--version``.
+    """
+    words, overrides, problems = take_overrides(argv)
+    parser, verbs = _parsers()
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is None:
+        parser.parse_args(words)  # --help, --version, or an unknown flag
+        raise ConfigError(f"no verb, expected one of {', '.join(verbs)}. See jaxalign --help.")
+    if first not in verbs:
+        raise ConfigError(f"unknown verb {first!r}, expected one of {', '.join(verbs)}.{did_you_mean(first, verbs)}")
+    args, unknown = parser.parse_known_args(words)
+    flags = [flag for action in verbs[first]._actions for flag in action.option_strings if flag.startswith("--")]
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            hint = _config_hint(name, first) or did_you_mean(name, flags) or _config_hint(name, first, exact=False)
+            problems.append(f"unknown flag {name}, expected one of {', '.join(flags)}.{hint}")
+        else:
+            problems.append(f"unexpected argument {word!r}.")
+    if overrides and first not in CONFIGURED:
+        problems.append(f"--config.{overrides[0][0]}: {first} takes no configuration.")
+    args.overrides, args.problems = overrides, problems
+    return args
+
+
+def _config_hint(name: str, verb: str, *, exact: bool = True) -> str:
+    """For ``--optimizer.learning_rate`` and ``--lr``, which were meant for the configuration."""
+    if verb not in CONFIGURED:
+        return ""
+    name = name.lstrip("-").replace("-", "_")
+    known = [*SECTIONS, *schema()]
+    near = nearest(name, known, ALIASES)
+    if near is None or (exact and name not in ALIASES and name not in (near, near.rpartition(".")[2])):
+        return ""
+    return f" Did you mean '--config.{near}'?"
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    shape = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = _Parser(prog="jaxalign", description=texts.COMMAND, epilog=texts.EXIT_CODES, **shape)
+    parser.add_argument("--version", action="version", version=f"jaxalign {version()}")
+    choices = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    verbs: dict[str, argparse.ArgumentParser] = {}
+    for name, text in texts.VERBS.items():
+        epilog = texts.EXIT_CODES
+        if name in CONFIGURED:
+            epilog = "\n".join((texts.CONFIGURATION, texts.config_reference(), epilog))
+        summary = re.split(r"[:.](?=\s)", text, maxsplit=1)[0].replace("\n", " ")
+        verbs[name] = choices.add_parser(name, help=summary, description=text, epilog=epilog, **shape)
+    for name in CONFIGURED:
+        verbs[name].add_argument("--config", metavar="FILE[:ARG]", help="the configuration file")
+    for name, text in (
+        ("train", "folder of the run (required)"),
+        ("evaluate", "folder of a run: its configuration and exported model"),
+        ("cache-reference", "folder of a run: its configuration"),
+        ("check-data", "folder of a run: its configuration"),
+        ("quickstart", "folder for what it makes (default: %(default)s)"),
+    ):
+        default = "runs/quickstart" if name == "quickstart" else None
+        verbs[name].add_argument("--workdir", metavar="FOLDER", default=default, help=text)
+    verbs["evaluate"].add_argument("--model", metavar="PATH", help="evaluate this model instead: folder or hub id")
+    verbs["check-data"].add_argument("--show", type=int, default=0, metavar="N", help="print the first N examples")
+    verbs["quickstart"].add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
+    verbs["methods"].add_argument("name", nargs="?", metavar="NAME", help="describe this one")
+    _generate_flags(verbs["generate"])
+    convert = verbs["convert"]
+    convert.add_argument(
+        "--from", dest="source", required=True, metavar="PATH", help="run folder, checkpoint, or model"
+    )
+    convert.add_argument("--to", dest="target", required=True, metavar="FOLDER", help="folder to write")
+    convert.add_argument("--dtype", choices=("bfloat16", "float32"), help="precision (default: as stored)")
+    return parser, verbs
+
+
+def _generate_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help="texts to continue")
+    add("--model", required=True, metavar="PATH", help="Hugging Face folder or hub id")
+    add("--file", metavar="PATH", help="JSON lines of prompts; - or nothing = the standard input")
+    add("--chat", action="store_true", help="treat each text as a user's message")
+    add(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="longest completion, tokens (default: %(default)s)"
+    )
+    add("--temperature", type=float, default=0.0, metavar="X", help="0 = the most likely token (default: %(default)s)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest tokens of this mass")
+    add("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens; 0 = all")
+    add("--seed", type=int, default=0, help="seed of sampling (default: %(default)s)")
+    add("--batch-size", type=int, default=16, metavar="N", help="prompts computed at once (default: %(default)s)")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="precision (default: %(default)s)")
+
+
+def version() -> str:
+    """The installed version."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("jaxalign")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (not installed)"

@@ -1,0 +1,210 @@
+"""What each verb does: read the configuration, hand it to `jaxalign.build`, print the result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from jaxalign.config import RunConfig, differences, read_dict, resolve
+from jaxalign.config_transport import load, override
+from jaxalign.errors import ConfigError, DataError
+
+
+def configuration(args: Namespace) -> RunConfig:
+    """The configuration of the command line, everything settled; all its problems at once.
+
+    ``--config`` names it; without one it is that of the run in ``--workdir``.
+    """
+    problems = list(args.problems)
+    saved = Path(args.workdir) / "config.json" if args.workdir else None
+    if args.verb == "train" and saved is None:
+        problems.append("--workdir: missing, expected a folder for the run, such as --workdir=runs/first.")
+    spec = args.config
+    if spec is None and saved is not None and saved.is_file():
+        spec = str(saved)
+    if spec is None:
+        where = f"; {saved} is not there" if saved else ""
+        problems.append(f"--config: missing, expected a file, such as --config=configs/paired.py:dpo{where}.")
+        problems += read_dict(override({}, args.overrides))[1]
+        raise ConfigError(problems)
+    try:
+        config = load(spec, args.overrides)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    stop_at(problems)
+    return resolve(config)
+
+
+def stop_at(problems: list[str]) -> None:
+    """Raises the problems, if any."""
+    if problems:
+        raise ConfigError(problems)
+
+
+def refuse_other_run(config: RunConfig, workdir: str) -> None:
+    """Stops if the folder holds a run that this configuration cannot continue.
+
+    Raises:
+      ConfigError: with what differs.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        return
+    changed = differences(resolve(load(str(path))), config)
+    if changed:
+        raise ConfigError(
+            [
+                f"--workdir: {workdir} holds a run with another configuration. Give another folder, or continue that"
+                f" run with --workdir={workdir} alone. What differs:",
+                *changed,
+            ]
+        )
+
+
+def train(args: Namespace) -> int:
+    """Trains; the same command continues a run."""
+    config = configuration(args)
+    refuse_other_run(config, args.workdir)
+    from jaxalign import build
+
+    code = build.train(config, args.workdir)
+    return code if isinstance(code, int) else 0
+
+
+def evaluate(args: Namespace) -> int:
+    """Prints held-out metrics as JSON."""
+    config = configuration(args)
+    from jaxalign import build
+
+    print(json.dumps(dict(build.evaluate(config, args.workdir, model=args.model)), indent=2))
+    return 0
+
+
+def cache_reference(args: Namespace) -> int:
+    """Fills the reference cache."""
+    config = configuration(args)
+    from jaxalign import build
+
+    print(json.dumps(dict(build.cache_reference(config)), indent=2))
+    return 0
+
+
+def check_data(args: Namespace) -> int:
+    """Prints the data reports, and some examples."""
+    config = configuration(args)
+    from jaxalign import build
+    from jaxalign.cli.tables import example_lines, report_lines
+
+    checked = build.check_data(config)
+    for name, (examples, report) in checked.sets.items():
+        print("\n".join(report_lines(name, report.as_dict())))
+        for i in range(min(args.show, len(examples))):
+            print("\n".join(example_lines(examples[i], checked.tokenizer)))
+    return 0
+
+
+def generate(args: Namespace) -> int:
+    """Continues prompts."""
+    stop_at(args.problems)
+    if args.prompts and args.file:
+        raise ConfigError("--file: got a file beside prompts, expected only one of the two.")
+    records = [{"prompt": text} for text in args.prompts] or list(_read_prompts(args.file))
+    from jaxalign import build
+
+    completions = build.generate(
+        args.model,
+        [record["prompt"] for record in records],
+        chat=args.chat,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+    )
+    for record, completion in zip(records, completions, strict=True):
+        if args.prompts:
+            print(completion)
+        else:
+            print(json.dumps({**record, "completion": completion}, ensure_ascii=False))
+    return 0
+
+
+def _read_prompts(file: str | None) -> Iterator[dict[str, Any]]:
+    if file in (None, "-"):
+        yield from _prompt_lines(sys.stdin, "standard input")
+        return
+    try:
+        with open(file, encoding="utf-8") as lines:
+            yield from _prompt_lines(lines, file)
+    except OSError as error:
+        raise DataError(f"--file: {file!r} cannot be read: {error.strerror}.") from error
+
+
+def _prompt_lines(lines: TextIO, where: str) -> Iterator[dict[str, Any]]:
+    problems: list[str] = []
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            problems.append(f"{where} line {number}: not JSON ({error}); a text needs quotes.")
+            continue
+        record = {"prompt": value} if isinstance(value, str) else value
+        prompt = record.get("prompt") if isinstance(record, Mapping) else None
+        if not isinstance(prompt, str | list) or not prompt:
+            problems.append(f'{where} line {number}: expected a text, or an object with a "prompt" that is not empty.')
+            continue
+        records.append(dict(record))
+    if problems:
+        raise DataError(problems)
+    if not records:
+        raise DataError(f"{where}: no prompts.")
+    yield from records
+
+
+def convert(args: Namespace) -> int:
+    """Writes a Hugging Face folder."""
+    stop_at(args.problems)
+    from jaxalign import build
+
+    build.convert(args.source, args.target, dtype=args.dtype)
+    print(f"wrote {args.target}")
+    return 0
+
+
+def methods(args: Namespace) -> int:
+    """Prints the table of methods, or one of them."""
+    stop_at(args.problems)
+    from jaxalign.methods import describe, get_method, table
+
+    print(describe(get_method(args.name)) if args.name else table())
+    return 0
+
+
+def quickstart(args: Namespace) -> int:
+    """Runs the demonstration."""
+    stop_at(args.problems)
+    from jaxalign.quickstart import run
+
+    code = run(args.workdir, seed=args.seed)
+    return code if isinstance(code, int) else 0
+
+
+VERBS: Mapping[str, Callable[[Namespace], int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "cache-reference": cache_reference,
+    "convert": convert,
+    "methods": methods,
+    "check-data": check_data,
+    "quickstart": quickstart,
+}
