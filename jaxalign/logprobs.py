@@ -6,6 +6,7 @@ Logits exist only where a token is scored, and only a chunk at a time: the large
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import NamedTuple
 
@@ -94,7 +95,7 @@ def completion_sums(
 def _blocks(vocabulary: int, size: int) -> tuple[tuple[int, int], ...]:
     count = -(-vocabulary // size)
     edges = np.linspace(0, vocabulary, count + 1).astype(int).tolist()
-    return tuple(zip(edges[:-1], edges[1:], strict=True))
+    return tuple(itertools.pairwise(edges))
 
 
 def _capped_logits(states, head, soft_cap):

@@ -17,8 +17,8 @@ from jaxalign.data.records import Example
 from jaxalign.data.rows import RowPlan, RowShape, build_rows, fit_row_count, plan_rows
 from jaxalign.types import Rows
 
-Attach = Callable[[int, Example], Mapping[str, Any]]
-"""Further columns of an example, looked up when it is loaded: ``(example_id, example) -> columns``."""
+Attach = Callable[[int, int], Mapping[str, Any]]
+"""Further columns of an example, looked up when it is shown: ``(epoch, example_id) -> columns``."""
 
 
 class PackedBatch(NamedTuple):
@@ -50,17 +50,27 @@ class ShuffledBatches:
       seed: of the order.
       mismatched: put another example's completion behind each prompt as one more completion (KTO's estimate of the
         KL term). Partners are drawn anew every epoch, and never are the example itself.
+      attach: further columns.
 
     Raises:
       ValueError: mismatched completions are asked for and there is only one example.
     """
 
-    def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, mismatched: bool = False):
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        seed: int,
+        mismatched: bool = False,
+        attach: Attach | None = None,
+    ):
         if mismatched and len(examples) < 2:
             raise ValueError("a mismatched completion needs at least 2 examples, got 1")
         self.examples = examples
         self.batch_size = batch_size
         self.mismatched = mismatched
+        self.attach = attach
         self._order = lru_cache(maxsize=4)(lambda epoch: _permutation(len(examples), seed, epoch, 0))
         self._ring = lru_cache(maxsize=4)(lambda epoch: _partners(len(examples), seed, epoch))
 
@@ -72,46 +82,57 @@ class ShuffledBatches:
 
     def example(self, epoch: int, identity: int) -> Example:
         """An example as that epoch shows it."""
-        example = self.examples[identity]
-        if not self.mismatched:
-            return example
-        partner = self.examples[int(self._ring(epoch)[identity])]
-        return with_mismatched(example, partner)
+        partner = self.examples[int(self._ring(epoch)[identity])] if self.mismatched else None
+        return _shown(self.examples[identity], partner, self.attach, epoch, identity)
 
     def __call__(self, step: int) -> list[tuple[int, Example]]:
+        """The examples of a step, each with its id."""
         return [(identity, self.example(epoch, identity)) for epoch, identity in self.ids(step)]
 
 
 class OrderedBatches:
-    """The whole set once, in order; the last batch may be smaller. For evaluation and for scoring a reference."""
+    """The whole set once, in order; the last batch may be smaller. For evaluation and for scoring a reference.
 
-    def __init__(self, examples: Sequence[Example], *, batch_size: int, mismatched: bool = False, seed: int = 0):
+    Args:
+      examples: the tokenised set.
+      batch_size: examples at a time; what is computed from them does not depend on it.
+      mismatched: as in `ShuffledBatches`, with the partners of epoch 0.
+      seed: of the partners.
+      attach: further columns.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        mismatched: bool = False,
+        seed: int = 0,
+        attach: Attach | None = None,
+    ):
         self.examples = examples
         self.batch_size = batch_size
-        self.partners = _partners(len(examples), seed, 0) if mismatched else None
+        self.attach = attach
+        self._ring = _partners(len(examples), seed, 0) if mismatched else None
 
     def __len__(self) -> int:
         return -(-len(self.examples) // self.batch_size)
 
+    def example(self, identity: int) -> Example:
+        """An example as the pass shows it."""
+        partner = None if self._ring is None else self.examples[int(self._ring[identity])]
+        return _shown(self.examples[identity], partner, self.attach, 0, identity)
+
     def __call__(self, step: int) -> list[tuple[int, Example]]:
+        """The examples of a batch, each with its id."""
         stop = min(len(self.examples), (step + 1) * self.batch_size)
-        return [(i, self._example(i)) for i in range(step * self.batch_size, stop)]
-
-    def _example(self, identity: int) -> Example:
-        example = self.examples[identity]
-        if self.partners is None:
-            return example
-        return with_mismatched(example, self.examples[int(self.partners[identity])])
+        return [(i, self.example(i)) for i in range(step * self.batch_size, stop)]
 
 
-def with_mismatched(example: Example, partner: Example) -> Example:
-    """The example with the partner's first completion as one more completion behind its own prompt."""
-    return Example(
-        prompt=example.prompt,
-        completions=(*example.completions, partner.completions[0]),
-        columns=example.columns,
-        source=example.source,
-    )
+def _shown(example: Example, partner: Example | None, attach: Attach | None, epoch: int, identity: int) -> Example:
+    completions = example.completions if partner is None else (*example.completions, partner.completions[0])
+    columns = example.columns if attach is None else {**example.columns, **attach(epoch, identity)}
+    return Example(prompt=example.prompt, completions=completions, columns=columns, source=example.source)
 
 
 class Packer:
@@ -122,7 +143,6 @@ class Packer:
       row_counts: the row counts that the step is compiled for.
       multiple: every row count is a multiple of this.
       column_names: columns to carry (see `build_rows`).
-      attach: further columns, looked up per example.
       local_rows: the rows of R that this process owns, as a slice.
     """
 
@@ -133,40 +153,29 @@ class Packer:
         multiple: int,
         *,
         column_names: Sequence[str] = (),
-        attach: Attach | None = None,
         local_rows: Callable[[int], slice] = lambda rows: slice(0, rows),
     ):
         self.shape = shape
         self.row_counts = tuple(row_counts)
         self.multiple = multiple
         self.column_names = tuple(column_names)
-        self.attach = attach
         self.local_rows = local_rows
 
     def plan(self, examples: Sequence[Example]) -> RowPlan:
+        """Which of the examples share a row."""
         scored = [sum(map(len, example.completions)) for example in examples]
         tokens = [len(example.prompt) + s for example, s in zip(examples, scored, strict=True)]
         return plan_rows(tokens, scored, self.shape)
 
     def __call__(self, batch: Sequence[tuple[int, Example]]) -> PackedBatch:
+        """Plans the whole batch and writes this process's rows of it."""
         plan = self.plan([example for _, example in batch])
         count = fit_row_count(len(plan.rows), self.row_counts, self.multiple)
         local = self.local_rows(count)
         rows: list[list[tuple[int, Example]]] = [[batch[i] for i in row] for row in plan.rows]
         rows.extend([] for _ in range(count - len(rows)))
-        if self.attach is not None:
-            rows = [
-                [(i, self._attached(i, example)) for i, example in row]
-                if r == 0 or local.start <= r < local.stop
-                else row
-                for r, row in enumerate(rows)
-            ]
         built = build_rows(rows, self.shape, self.column_names, local)
         return PackedBatch(built, count, local.start, tuple(i for i, _ in batch), plan.tokens)
-
-    def _attached(self, identity: int, example: Example) -> Example:
-        columns = {**example.columns, **self.attach(identity, example)} if self.attach else example.columns
-        return Example(example.prompt, example.completions, columns, example.source)
 
 
 def training_iterator(

@@ -209,6 +209,10 @@ def choose_row_counts(
     """The few row counts to compile a step for: quantiles of what sample batches need, up to `multiple`.
 
     Args:
+      tokens: prompt plus completion tokens of every example, ``[n]``.
+      scored: scored tokens of every example, ``[n]``.
+      shape: what a row holds.
+      batch_size: examples of an optimizer step.
       multiple: rows are a multiple of this (devices along the batch axes times micro-batches).
       shapes: how many counts at most.
     """

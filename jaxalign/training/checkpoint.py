@@ -103,6 +103,7 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     @property
@@ -145,6 +146,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Waits, then frees the threads."""
         self._manager.close()
 
 

@@ -54,10 +54,12 @@ class Progress:
     averages: Averages = field(default_factory=Averages)
 
     def as_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
         return {"tokens": self.tokens, "averages": self.averages.as_dict()}
 
     @classmethod
     def from_dict(cls, step: int, saved: Mapping[str, Any]) -> Progress:
+        """From a checkpoint."""
         return cls(step, saved["tokens"], Averages.from_dict(saved["averages"]))
 
 
@@ -72,6 +74,7 @@ class Schedule:
     checkpoint_every: int | None
 
     def due(self, every: int | None, step: int) -> bool:
+        """Whether something that happens every so many steps happens after this one."""
         return step == self.steps or (every is not None and step % every == 0)
 
 
@@ -175,8 +178,10 @@ def run(
 
 
 def _should_stop(stopped: threading.Event, step: int) -> bool:
-    """Whether every process should stop after this step. Several processes must agree, so JAX's preemption service
-    decides there: it hears SIGTERM on any host."""
+    """Whether every process should stop after this step.
+
+    Several processes must agree, so JAX's preemption service decides there: it hears SIGTERM on any host.
+    """
     if jax.process_count() == 1:
         return stopped.is_set()
     return multihost_utils.reached_preemption_sync_point(step)

@@ -65,6 +65,7 @@ class MeshPlan:
         return PartitionSpec(*entries)
 
     def sharding(self, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+        """`spec` on this mesh."""
         return NamedSharding(self.mesh, self.spec(axes, shape))
 
     def constrain(self, array: jax.Array, axes: Sequence[str | None]) -> jax.Array:
@@ -73,6 +74,7 @@ class MeshPlan:
 
     @property
     def replicated(self) -> NamedSharding:
+        """A copy on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def rows_sharding(self) -> NamedSharding:

@@ -201,8 +201,10 @@ def _token_metrics(tokens, rows: Rows) -> Sums:
 
 
 def _fold(tree, parts: int):
-    """``[R, ...] -> [parts, R / parts, ...]``, column-major: part j takes rows j, j + parts, ..., so that an axis
-    sharded over devices stays sharded and no row moves."""
+    """``[R, ...] -> [parts, R / parts, ...]``, column-major: part j takes rows j, j + parts, ...
+
+    An axis sharded over devices then stays sharded, and no row moves.
+    """
 
     def fold(array):
         rows = array.shape[0]

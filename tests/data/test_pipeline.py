@@ -103,19 +103,19 @@ def test_one_example_has_no_partner(examples):
 
 
 def test_attached_columns_ride_along(examples):
-    packer = Packer(
-        PACKER.shape,
-        (4,),
-        2,
-        column_names=("desirable", "reference_logps"),
-        attach=lambda i, example: {"reference_logps": tuple(np.full(len(c), -float(i)) for c in example.completions)},
-    )
-    rows = packer(OrderedBatches(examples, batch_size=5)(1)).rows
-    total = 0.0
+    def attach(epoch, identity):
+        return {
+            "reference_logps": tuple(np.full(len(c), -100.0 * epoch - identity) for c in examples[identity].completions)
+        }
+
+    packer = Packer(PACKER.shape, (4,), 2, column_names=("desirable", "reference_logps"))
+    rows = packer(OrderedBatches(examples, batch_size=5, attach=attach)(1)).rows
+    total = 0
     for r, e in np.argwhere(rows.example_mask):
         slots = rows.score_slot[r] == e
-        np.testing.assert_array_equal(
-            rows.columns["reference_logps"][r][slots], -float(rows.columns["example_id"][r, e])
-        )
+        values = rows.columns["reference_logps"][r][slots]
+        np.testing.assert_array_equal(values, -float(rows.columns["example_id"][r, e]))
         total += slots.sum()
     assert total == sum(len(examples[i].completions[0]) for i in range(5, 10))
+    later = dict(ShuffledBatches(examples, batch_size=23, seed=0, attach=attach)(2))
+    assert later[7].columns["reference_logps"][0][0] == -207.0

@@ -85,9 +85,12 @@ def test_the_chosen_shape_fits_the_data(seed, batch_size):
     scored = generator.integers(1, 100, 50)
     tokens = scored + generator.integers(1, 200, 50)
     shape = choose_shape(tokens, scored, 2, batch_size)
-    assert shape.tokens >= tokens.max() and shape.scored >= scored.max() and shape.examples >= 1
+    assert shape.tokens >= tokens.max()
+    assert shape.scored >= scored.max()
+    assert shape.examples >= 1
     counts = choose_row_counts(tokens, scored, shape, batch_size, multiple=4)
-    assert 1 <= len(counts) <= 2 and all(count % 4 == 0 for count in counts)
+    assert 1 <= len(counts) <= 2
+    assert all(count % 4 == 0 for count in counts)
     batch = generator.choice(50, min(batch_size, 50), replace=False)
     need = len(plan_rows(tokens[batch].tolist(), scored[batch].tolist(), shape).rows)
     assert fit_row_count(need, counts, 4) >= need
