@@ -1,4 +1,4 @@
-"""The values an option may take, declared once, in the signature: ``beta: Annotated[float, Range(gt=0)] = 0.1``."""
+"""The values an option may take, declared once, in the signature: ``beta: Annotated[float, Range(gt=0.0)] = 0.1``."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,16 +8,16 @@ from typing import Annotated
 class Range:
     """Bounds of a number; each that is not None must hold. A value that is not a number (nan) is in no range.
 
-    >>> 0.5 in Range(ge=0, lt=0.5)
+    >>> 0.5 in Range(ge=0.0, lt=0.5)
     False
-    >>> print(Range(ge=0, lt=0.5))
+    >>> print(Range(ge=0.0, lt=0.5))
     >= 0 and < 0.5
     """
 
-    gt: float | None = None
-    ge: float | None = None
-    lt: float | None = None
-    le: float | None = None
+    gt: float | int | None = None
+    ge: float | int | None = None
+    lt: float | int | None = None
+    le: float | int | None = None
 
     def __contains__(self, value: float) -> bool:
         return (
@@ -33,7 +33,7 @@ class Range:
         return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
 
 
-Positive = Annotated[float, Range(gt=0)]
-NonNegative = Annotated[float, Range(ge=0)]
-Smoothing = Annotated[float, Range(ge=0, lt=0.5)]
+Positive = Annotated[float, Range(gt=0.0)]
+NonNegative = Annotated[float, Range(ge=0.0)]
+Smoothing = Annotated[float, Range(ge=0.0, lt=0.5)]
 """The assumed share of flipped labels; at one half the labels would say nothing."""
