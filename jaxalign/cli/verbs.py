@@ -13,6 +13,9 @@ from jaxalign.config import RunConfig, differences, read_dict, resolve
 from jaxalign.config_transport import load, override
 from jaxalign.errors import ConfigError, DataError
 
+STOPPED = 128 + 15
+"""The exit code of a run that a signal stopped: what a process killed by SIGTERM has."""
+
 
 def configuration(args: Namespace) -> RunConfig:
     """The configuration of the command line, everything settled; all its problems at once.
@@ -70,9 +73,14 @@ def train(args: Namespace) -> int:
     config = configuration(args)
     refuse_other_run(config, args.workdir)
     from jaxalign import build
+    from jaxalign.training.loop import Interrupted
 
-    code = build.train(config, args.workdir)
-    return code if isinstance(code, int) else 0
+    try:
+        build.train(config, args.workdir)
+    except Interrupted as stop:
+        print(f"jaxalign train: {stop}", file=sys.stderr)
+        return STOPPED
+    return 0
 
 
 def evaluate(args: Namespace) -> int:
@@ -194,8 +202,8 @@ def quickstart(args: Namespace) -> int:
     stop_at(args.problems)
     from jaxalign.quickstart import run
 
-    code = run(args.workdir, seed=args.seed)
-    return code if isinstance(code, int) else 0
+    run(args.workdir, seed=args.seed)
+    return 0
 
 
 VERBS: Mapping[str, Callable[[Namespace], int]] = {
