@@ -87,6 +87,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     ):
         default = "runs/quickstart" if name == "quickstart" else None
         verbs[name].add_argument("--workdir", metavar="FOLDER", default=default, help=text)
+    for name in ("train", "evaluate", "cache-reference"):
+        text = "meet the other processes of the run first (several hosts; see launch/README.md)"
+        verbs[name].add_argument("--distributed", action="store_true", help=text)
     verbs["evaluate"].add_argument("--model", metavar="PATH", help="evaluate this model instead: folder or hub id")
     verbs["check-data"].add_argument("--show", type=int, default=0, metavar="N", help="print the first N examples")
     verbs["quickstart"].add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")

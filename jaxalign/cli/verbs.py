@@ -39,6 +39,10 @@ def configuration(args: Namespace) -> RunConfig:
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
     stop_at(problems)
+    if getattr(args, "distributed", False):
+        from jaxalign.cli.distributed import connect
+
+        connect()
     return resolve(config)
 
 
