@@ -1,0 +1,1 @@
+"""Models: one configurable decoder, its families, and Hugging Face folders."""

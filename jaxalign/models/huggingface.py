@@ -1,0 +1,185 @@
+"""Hugging Face folders: read a model into the devices' shards, write one back, and name weights by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.errors import ModelError, did_you_mean
+from jaxalign.models.config_json import read_config
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.export import save_pretrained, tree_paths
+from jaxalign.models.layers import Axes
+from jaxalign.models.policy import Constrain, Policy, build_policy, identity
+from jaxalign.models.safetensors_files import DTYPES, Tensors
+from jaxalign.models.weights import IGNORED_TENSORS, WEIGHTS, Weight, read_slice, their_shape
+from jaxalign.models.weights_hash import weights_hash
+
+__all__ = ["load_policy", "load_variables", "read_config", "resolve", "save_pretrained", "weights_hash"]
+
+Shardings = Callable[[Axes], jax.sharding.Sharding]
+"""From a parameter's logical axis names to its sharding (`MeshPlan.sharding`)."""
+
+
+def load_policy(
+    path_or_id: str | Path,
+    *,
+    dtype: str = "bfloat16",
+    param_dtype: str = "float32",
+    shardings: Shardings | None = None,
+    constrain: Constrain = identity,
+    remat: str = "none",
+    attention: str = "auto",
+) -> tuple[Policy, dict[str, Any]]:
+    """A pretrained model: its functions and its weights.
+
+    Args:
+      path_or_id: a folder, or a repository of the Hugging Face hub (``"owner/name"`` or ``"owner/name@revision"``).
+      dtype: of the arithmetic.
+      param_dtype: the weights are converted to it as they are read.
+      shardings: from a parameter's logical axes to its sharding; None puts everything on the default device.
+      constrain: see `build_policy`.
+      remat: see `build_policy`.
+      attention: see `build_policy`.
+
+    Returns:
+      The policy and ``{"params": nested dict of arrays}``.
+
+    Raises:
+      ModelError: what is wrong with the folder, all at once, before any weight is read.
+
+    Example:
+      >>> policy, variables = load_policy("Qwen/Qwen2.5-0.5B", dtype="float32")  # doctest: +SKIP
+      >>> policy.logits(variables, tokens)                                       # doctest: +SKIP
+    """
+    folder = resolve(path_or_id)
+    policy = build_policy(
+        read_config(folder), dtype=dtype, param_dtype=param_dtype, constrain=constrain, remat=remat, attention=attention
+    )
+    return policy, load_variables(folder, policy, shardings=shardings)
+
+
+def load_variables(
+    folder: str | Path, policy: Policy, *, param_dtype: str | None = None, shardings: Shardings | None = None
+) -> dict[str, Any]:
+    """The weights of a folder, read slice by slice straight into each device's shard.
+
+    The host holds one shard of one parameter at a time; devices that hold the same shard get it from one read.
+
+    Args:
+      folder: a Hugging Face folder with one safetensors file or an index of several.
+      policy: says the expected tree.
+      param_dtype: converted to; None = the policy's.
+      shardings: see `load_policy`.
+
+    Raises:
+      ModelError: missing, unexpected and mis-shaped tensors, all at once, before any is read.
+    """
+    tensors = Tensors(folder)
+    config = policy.config
+    abstract, axes = policy.abstract(), policy.axes()
+    paths = tree_paths(abstract)
+    _check(tensors, paths, config)
+    dtype = np.dtype(policy.param_dtype if param_dtype is None else jnp.dtype(param_dtype))
+    names = dict(zip(paths, jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)), strict=True))
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def load(path: str, shape: tuple[int, ...]) -> jax.Array:
+        sharding = default if shardings is None else shardings(names[path])
+        # Like jax.make_array_from_callback, but that one keeps all the shards of this host before it places any.
+        replicas: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
+            pieces = (slice(None),) * len(shape) if index is None else index
+            spans = tuple(p.indices(n)[:2] for p, n in zip(pieces, shape, strict=True))
+            replicas.setdefault(spans, []).append(device)
+        placed = []
+        for spans, devices in replicas.items():
+            shard = _read(tensors, WEIGHTS[path], config, spans, dtype)
+            placed += [jax.device_put(shard, device) for device in devices]
+        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+
+    leaves = [load(path, leaf.shape) for path, leaf in zip(paths, jax.tree.leaves(abstract), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _read(
+    tensors: Tensors, weight: Weight, config: DecoderConfig, spans: tuple[tuple[int, int], ...], dtype: np.dtype
+) -> np.ndarray:
+    if "{layer}" not in weight.name:
+        piece = read_slice(tensors.view(weight.name), weight, config, tuple(slice(*span) for span in spans))
+        return np.ascontiguousarray(piece.astype(dtype))
+    (first, last), *rest = spans
+    shard = np.empty([stop - start for start, stop in spans], dtype)
+    for layer in range(first, last):
+        view = tensors.view(weight.name.format(layer=layer))
+        shard[layer - first] = read_slice(view, weight, config, tuple(slice(*span) for span in rest))
+    return shard
+
+
+def _check(tensors: Tensors, paths: list[str], config: DecoderConfig) -> None:
+    expected: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        weight = WEIGHTS[path]
+        layers = range(config.layers) if "{layer}" in weight.name else range(1)
+        expected |= {weight.name.format(layer=layer): their_shape(weight, config) for layer in layers}
+    unexpected = [name for name in tensors.files if name not in expected and not IGNORED_TENSORS.match(name)]
+    if config.tied_embeddings:
+        # Some exports store the head beside the embedding that it is tied to.
+        unexpected = [name for name in unexpected if name != WEIGHTS["head/kernel"].name]
+    problems = []
+    for name, shape in expected.items():
+        if name not in tensors:
+            hint = did_you_mean(name, unexpected)
+            if name == WEIGHTS["head/kernel"].name:
+                hint += " Should config.json say tie_word_embeddings = true?"
+            problems.append(f"{tensors.folder}: tensor {name!r} is missing, expected {list(shape)}.{hint}")
+        elif tensors.shape(name) != shape:
+            got = list(tensors.shape(name))
+            problems.append(f"{tensors.folder}: tensor {name!r} has shape {got}, config.json implies {list(shape)}.")
+        elif tensors.dtype(name) not in DTYPES:
+            problems.append(
+                f"{tensors.folder}: tensor {name!r} is {tensors.dtype(name)}, expected one of {', '.join(DTYPES)}; "
+                "quantised weights are not modelled."
+            )
+    for name in unexpected:
+        problems.append(f"{tensors.folder}: tensor {name!r} is unexpected: the architecture has no place for it.")
+    if len(problems) > 40:
+        problems = [*problems[:40], f"{tensors.folder}: and {len(problems) - 40} problems more."]
+    if problems:
+        raise ModelError(problems)
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """The local folder of a path or of a hub repository, downloaded (or from the cache) when it is none.
+
+    Raises:
+      ModelError: no such folder, and it cannot be had from the hub.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    name = str(path_or_id)
+    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1 or "\\" in name:
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise ModelError(f"model {name!r} {what}. Expected a Hugging Face folder or a hub id like 'owner/name'.")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ModelError(f"model {name!r} is neither a folder nor a valid hub id ({error}).") from error
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"model {name!r} is no folder here, is not in the local Hugging Face cache, and the hub cannot be reached "
+            "(offline?). Download it first, or give the path of a folder."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"model {name!r} cannot be had from the hub: {error}") from error

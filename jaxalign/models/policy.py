@@ -1,0 +1,171 @@
+"""A policy: pure functions over a dict of arrays. Flax stops here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxalign.errors import ModelError, did_you_mean
+from jaxalign.models.attention import Cache, attention_form, ranges_of
+from jaxalign.models.decoder import REMAT_POLICIES, Decoder, Settings
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.layers import Axes, Named, exact
+from jaxalign.types import Rows, Variables, causal_rows
+
+Constrain = Callable[[Array, Axes], Array]
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A language model as pure functions; compared and hashed by identity, so it can be a static argument of jit.
+
+    Attributes:
+      config: the architecture.
+      dtype: of the arithmetic.
+      param_dtype: of the parameters in `init` and `abstract`.
+      hidden: ``(variables, rows) -> [R, T, D]``, states after the final norm, in `dtype`.
+      head: ``(variables) -> [D, V]``, the output matrix, in `dtype`.
+      logits: ``(variables, tokens [N, T]) -> [N, T, V]`` float32, for tests and small models.
+      init: ``(rng) -> variables``, random.
+      abstract: ``() ->`` the same tree of `jax.ShapeDtypeStruct`.
+      axes: ``() ->`` the same tree of tuples of logical axis names.
+      prefill: ``(variables, tokens [N, P] padded right, lengths [N], cache_length) -> (logits [N, V] float32 of the
+        last token of each, cache)``; `cache_length` >= P is static.
+      decode: ``(variables, cache, tokens [N], positions [N]) -> (logits [N, V] float32, cache)``: `tokens` stand at
+        `positions`, and the cache holds everything before.
+      soft_cap: of the final logits (see `DecoderConfig`), which users of `hidden` and `head` must apply.
+    """
+
+    config: DecoderConfig
+    dtype: Any
+    param_dtype: Any
+    hidden: Callable[[Variables, Rows], Array]
+    head: Callable[[Variables], Array]
+    logits: Callable[[Variables, Array], Array]
+    init: Callable[[Array], dict[str, Any]]
+    abstract: Callable[[], dict[str, Any]]
+    axes: Callable[[], dict[str, Any]]
+    prefill: Callable[[Variables, Array, Array, int], tuple[Array, Cache]]
+    decode: Callable[[Variables, Cache, Array, Array], tuple[Array, Cache]]
+    soft_cap: float | None = None
+
+
+def identity(array: Array, axes: Axes) -> Array:
+    """The constraint of a model on one device."""
+    del axes
+    return array
+
+
+def build_policy(
+    config: DecoderConfig,
+    *,
+    dtype: str = "bfloat16",
+    param_dtype: str = "float32",
+    constrain: Constrain = identity,
+    remat: str = "none",
+    attention: str = "auto",
+) -> Policy:
+    """The policy of an architecture.
+
+    Args:
+      config: the architecture.
+      dtype: of the arithmetic; norms, rotations, softmax and logits are float32 whatever it is.
+      param_dtype: of the parameters.
+      constrain: ``(array, logical axes) -> array``, applied to the activations after the embedding and every block.
+      remat: what blocks keep for the backward pass: ``"none"`` everything, ``"dots"`` the projections' results,
+        ``"full"`` nothing but their input.
+      attention: ``"auto"``, ``"dense"`` or ``"chunked"``, see `jaxalign.models.attention`.
+
+    Raises:
+      ModelError: an unknown name, all at once.
+    """
+    problems = []
+    for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
+        if value not in DTYPES:
+            problems.append(f"{name} is {value!r}, expected one of {DTYPES}.{did_you_mean(str(value), DTYPES)}")
+    known = ("none", *REMAT_POLICIES)
+    if remat not in known:
+        problems.append(f"remat is {remat!r}, expected one of {known}.{did_you_mean(str(remat), known)}")
+    if problems:
+        raise ModelError(problems)
+
+    compute, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
+    module = Decoder(config, Settings(compute, stored, attention_form(attention), constrain, remat))
+
+    def run(variables: Variables, *args: Any, **kwargs: Any) -> Any:
+        return module.apply(cast(Any, variables), *args, **kwargs)
+
+    def hidden(variables: Variables, rows: Rows) -> Float[Array, "R T D"]:
+        return run(variables, rows.tokens, rows.positions, ranges_of(rows))[0]
+
+    def head(variables: Variables) -> Float[Array, "D V"]:
+        params = variables["params"]
+        if config.tied_embeddings:
+            return params["embed"]["embedding"].astype(compute).T
+        return params["head"]["kernel"].astype(compute)
+
+    def project(variables: Variables, states: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        logits = jnp.einsum(
+            "...d,dv->...v", states, head(variables), precision=exact(compute), preferred_element_type=jnp.float32
+        )
+        return logits if config.soft_cap is None else config.soft_cap * jnp.tanh(logits / config.soft_cap)
+
+    def logits(variables: Variables, tokens: Int[Array, "N T"]) -> Float[Array, "N T V"]:
+        return project(variables, hidden(variables, causal_rows(tokens)))
+
+    def boxed(rng: Array) -> Any:
+        rows = causal_rows(jnp.zeros((1, 1), jnp.int32))
+        return module.init(rng, rows.tokens, rows.positions, ranges_of(rows))
+
+    def is_box(leaf: Any) -> bool:
+        return isinstance(leaf, Named)
+
+    def init(rng: Array) -> dict[str, Any]:
+        return jax.tree.map(Named.unbox, boxed(rng), is_leaf=is_box)
+
+    def shapes() -> Any:
+        return jax.eval_shape(lambda: boxed(jax.random.key(0)))
+
+    def abstract() -> dict[str, Any]:
+        return jax.tree.map(Named.unbox, shapes(), is_leaf=is_box)
+
+    def axes() -> dict[str, Any]:
+        return jax.tree.map(lambda box: box.names, shapes(), is_leaf=is_box)
+
+    def prefill(
+        variables: Variables, tokens: Int[Array, "N P"], lengths: Int[Array, " N"], cache_length: int
+    ) -> tuple[Float[Array, "N V"], Cache]:
+        rows = causal_rows(tokens)
+        states, _, kept = run(variables, rows.tokens, rows.positions, ranges_of(rows), keep=True)
+        # Padding on the right leaves rubbish in the slots after a prompt. Its own tokens overwrite it, slot by slot,
+        # before any query may see it.
+        room = [(0, 0), (0, 0), (0, cache_length - tokens.shape[1]), (0, 0), (0, 0)]
+        last = jnp.take_along_axis(states, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        return project(variables, last), Cache(*(jnp.pad(x, room) for x in kept))
+
+    def decode(
+        variables: Variables, cache: Cache, tokens: Int[Array, " N"], positions: Int[Array, " N"]
+    ) -> tuple[Float[Array, "N V"], Cache]:
+        states, cache, _ = run(variables, tokens[:, None], positions[:, None], cache=cache)
+        return project(variables, states[:, 0]), cache
+
+    return Policy(
+        config=config,
+        dtype=compute,
+        param_dtype=stored,
+        hidden=hidden,
+        head=head,
+        logits=logits,
+        init=init,
+        abstract=abstract,
+        axes=axes,
+        prefill=prefill,
+        decode=decode,
+        soft_cap=config.soft_cap,
+    )

@@ -1,0 +1,68 @@
+"""The identity of a model: a hash of its architecture and the values of its weights, however they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from jaxalign.errors import ModelError
+from jaxalign.models.config_json import read_config
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.export import tensors_of
+from jaxalign.models.policy import build_policy
+from jaxalign.models.safetensors_files import Tensors
+from jaxalign.types import Variables
+
+
+def weights_hash(source: str | Path | Variables, config: DecoderConfig | None = None) -> str:
+    """A sha256 over the architecture's facts and every tensor's float32 values, in the order of the checkpoint names.
+
+    A folder, its copy, its shards and the variables loaded from it in float32 have the same hash; names of files,
+    tokenizers, shard sizes and stored precision (bfloat16 values are float32 values) do not matter.
+
+    Args:
+      source: a Hugging Face folder, or variables.
+      config: of the variables; a folder has its own.
+
+    Returns:
+      64 hexadecimal digits.
+    """
+    if isinstance(source, str | Path):
+        folder = Path(source)
+        stamp = tuple(
+            (str(file.resolve()), file.stat().st_mtime_ns, file.stat().st_size)
+            for file in sorted([folder / "config.json", *folder.glob("*.safetensors")])
+            if file.exists()
+        )
+        return _folder_hash(folder, stamp)
+    if config is None:
+        raise ModelError("weights_hash of variables needs their DecoderConfig as its second argument.")
+    return _digest(config, tensors_of(source, config))
+
+
+@lru_cache(maxsize=64)
+def _folder_hash(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    del stamp  # Part of the cache's key: a changed file is hashed again.
+    config = read_config(folder)
+    tensors = Tensors(folder)
+    expected = [name for name, _ in tensors_of(build_policy(config).abstract(), config, values=False)]
+    missing = [f"{folder}: tensor {name!r} is missing." for name in expected if name not in tensors]
+    if missing:
+        raise ModelError(missing)
+    return _digest(config, ((name, tensors.view(name)[:]) for name in expected))
+
+
+def _digest(config: DecoderConfig, tensors: Iterator[tuple[str, np.ndarray]]) -> str:
+    total = hashlib.sha256(json.dumps(config.facts(), sort_keys=True).encode())
+    parts = {}
+    for name, array in tensors:
+        values = np.ascontiguousarray(array, dtype=np.float32)
+        parts[name] = hashlib.sha256(values.reshape(-1).view(np.uint8).data).digest()
+    for name in sorted(parts):
+        total.update(name.encode() + b"\0" + parts[name])
+    return total.hexdigest()
