@@ -45,12 +45,14 @@ class ModelConfig:
 class DataConfig:
     """The examples: where they come from and how they become tokens."""
 
-    train: Annotated[str | None, "Training data: a JSONL, JSON or Parquet file (also .gz), or a datasets name."] = None
-    eval: Annotated[str | None, "Held-out data, in the same forms; none = hold out `eval_size` of `train`."] = None
-    train_split: Annotated[str, "Split read when `train` is a datasets name."] = "train"
-    eval_split: Annotated[str, "Split read when `eval` is a datasets name."] = "test"
-    eval_size: Annotated[int, "Examples held out of `train` when `eval` is none; 0 = no evaluation.", Range(ge=0)] = 0
-    format: Annotated[str, "Shape of the rows; auto recognises it and says which."] = "auto"
+    train: Annotated[
+        tuple[str, ...], "Training data: JSONL, JSON or Parquet files (also .gz), folders, globs, or a datasets name."
+    ] = ()
+    eval: Annotated[tuple[str, ...], "Held-out data, in the same forms; empty = `eval_size` of `train`."] = ()
+    train_split: Annotated[str, "Split of `train` when it is a datasets name."] = "train"
+    eval_split: Annotated[str, "Split of `eval` when it is a datasets name."] = "test"
+    subset: Annotated[str | None, "Subset (datasets calls it the configuration) of a datasets name."] = None
+    eval_size: Annotated[int, "Examples held out of `train` when `eval` is empty; 0 = none.", Range(ge=0)] = 0
     columns: Annotated[Mapping[str, str], 'Our column name -> yours: {"prompt": "question"}.'] = field(
         default_factory=dict
     )
@@ -59,9 +61,11 @@ class DataConfig:
     max_completion_length: Annotated[
         int | None, "Longest completion, tokens; none = no limit of its own.", Range(ge=1)
     ] = None
-    truncation: Annotated[Literal["keep_start", "keep_end"], "Which part of a prompt that is too long stays."] = (
-        "keep_end"
-    )
+    truncation: Annotated[
+        Literal["cut", "error", "drop"],
+        "Examples that are too long: cut prompts at their start and completions at their end (and count), stop, or"
+        " drop them (and count).",
+    ] = "cut"
     tokenization: Annotated[
         Literal["separate", "joint"],
         "separate = prompt and completion each by itself, as in generation; joint = the whole text, then cut.",
@@ -94,13 +98,15 @@ class ReferenceConfig:
         " else the folder or hub id of another model.",
     ] = "auto"
     mode: Annotated[
-        Literal["live", "cached", "moving"],
-        "live = computed in every step; cached = computed once and kept on disk; moving = follows the policy.",
-    ] = "live"
+        Literal["auto", "live", "cached", "moving"],
+        "live = computed in every step; cached = computed once and kept on disk; moving = a copy that follows the"
+        " policy; auto = cached for the prior and for another model, else live.",
+    ] = "auto"
     update_every: Annotated[int, "Steps between two moves of a moving reference.", Range(ge=1)] = 512
     update_rate: Annotated[
         float, "Share of the policy mixed into a moving reference at each move; 1 = replaced by it.", Range(gt=0, le=1)
     ] = 0.6
+    dtype: Annotated[Dtype | None, "Precision of a moving reference's weights; none = model.param_dtype."] = None
     cache_dir: Annotated[str | None, "Folder of the cache, shared by all runs; none = ~/.cache/jaxalign."] = None
     chat_template: Annotated[str | None, "Path of the chat template of another model; none = its tokenizer's."] = None
 
@@ -356,15 +362,17 @@ def resolve(config: RunConfig) -> RunConfig:
 
     method = get_method(config.method.name)
     options = method.resolve_options(config.method.options)
-    source = config.reference.source
+    source, mode = config.reference.source, config.reference.mode
     if source == "auto":
         source = "policy" if method.needs_reference else "none"
+    if mode == "auto":
+        mode = "live" if source in ("policy", "none") else "cached"
     train = config.train
     if train.epochs is None and train.steps is None:
         train = dataclasses.replace(train, epochs=1.0)
     return dataclasses.replace(
         config,
         method=dataclasses.replace(config.method, options=options),
-        reference=dataclasses.replace(config.reference, source=source),
+        reference=dataclasses.replace(config.reference, source=source, mode=mode),
         train=train,
     )

@@ -43,9 +43,9 @@ def _model(config: RunConfig) -> Iterator[Problem]:
 
 def _data(config: RunConfig) -> Iterator[Problem]:
     data = config.data
-    if data.train is None:
-        yield ("data.train",), "data.train: got none, expected a file or a datasets name."
-    if data.eval is not None and data.eval_size > 0:
+    if not data.train:
+        yield ("data.train",), "data.train: got nothing, expected a file or a datasets name."
+    if data.eval and data.eval_size > 0:
         yield (
             ("data.eval", "data.eval_size"),
             f"data.eval_size: got {data.eval_size} beside data.eval, expected 0: data.eval is the held-out data.",
@@ -84,32 +84,51 @@ def _method(config: RunConfig) -> Iterator[Problem]:
             f"train.batch_size: got 1, expected at least 2: {method.name} compares the examples of a batch.",
         )
 
-    reference = config.reference
-    named = reference.source not in ("auto", "none")
-    if named and not method.needs_reference:
+    yield from _reference(config, method.name, method.needs_reference)
+
+
+def _reference(config: RunConfig, method: str, needed: bool) -> Iterator[Problem]:
+    source, mode = config.reference.source, config.reference.mode
+    if not needed and source not in ("auto", "none"):
         yield (
             ("reference.source", "method.name"),
-            f"reference.source: got {reference.source!r}, expected auto or none: {method.name} uses no reference.",
+            f"reference.source: got {source!r}, expected auto or none: {method} uses no reference.",
         )
         return
-    absent = reference.source == "none" or not method.needs_reference
-    if absent and reference.mode != "live":
+    involved = ("reference.mode", "reference.source", "method.name")
+    if (source == "none" or not needed) and mode not in ("auto", "live"):
+        why = "its source is none" if needed else f"{method} uses none"
+        yield involved, f"reference.mode: got {mode!r}, expected auto: there is no reference ({why})."
+    elif mode == "moving" and source not in ("auto", "policy"):
         yield (
-            ("reference.mode", "reference.source"),
-            f"reference.mode: got {reference.mode!r}, expected live: there is no reference"
-            f" ({'source is none' if method.needs_reference else method.name + ' uses none'}).",
+            involved,
+            f"reference.mode: got 'moving' with reference.source {source!r}, expected source policy: only a copy of the"
+            " policy can follow it. Use cached.",
         )
-    elif reference.mode == "moving" and reference.source not in ("auto", "policy"):
+    elif mode == "live" and source == "prior":
         yield (
-            ("reference.mode", "reference.source"),
-            f"reference.mode: got 'moving' with reference.source {reference.source!r}, expected source policy: only a"
-            " copy of the policy can follow it. Use live or cached.",
+            involved,
+            "reference.mode: got 'live' with reference.source 'prior', expected cached: the prior reads completions"
+            " without their prompts, which a step does not compute.",
         )
-    if reference.chat_template is not None and reference.source in ("auto", "policy", "none", "prior"):
+    template = config.reference.chat_template
+    if template is not None and source in ("auto", "policy", "none", "prior"):
         yield (
             ("reference.chat_template", "reference.source"),
-            f"reference.chat_template: got {reference.chat_template!r} with reference.source {reference.source!r},"
-            " expected none: only another model has a template of its own.",
+            f"reference.chat_template: got {template!r} with reference.source {source!r}, expected none: only another"
+            " model has a template of its own.",
+        )
+    elif template is not None and mode == "live":
+        yield (
+            ("reference.chat_template", "reference.mode"),
+            f"reference.chat_template: got {template!r} with reference.mode 'live', expected cached: a step computes"
+            " the policy's own text only.",
+        )
+    if config.reference.dtype is not None and mode != "moving":
+        yield (
+            ("reference.dtype", "reference.mode"),
+            f"reference.dtype: got {config.reference.dtype!r} with reference.mode {mode!r}, expected none: only a"
+            " moving reference is kept in a precision of its own.",
         )
 
 
@@ -127,7 +146,7 @@ def _train(config: RunConfig) -> Iterator[Problem]:
             f"train.microbatches: got {train.microbatches}, expected at most train.batch_size ({train.batch_size}):"
             " a part needs an example.",
         )
-    evaluates = config.data.eval is not None or config.data.eval_size > 0
+    evaluates = bool(config.data.eval) or config.data.eval_size > 0
     for name, value in (("train.eval_every", train.eval_every), ("train.best_metric", train.best_metric)):
         if value is not None and not evaluates:
             yield (

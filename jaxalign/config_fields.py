@@ -80,7 +80,7 @@ class Field:
                 int: "a whole number",
                 float: "a finite number",
                 str: "a text",
-                list: "a list of texts",
+                list: "a text, or a list of texts",
                 dict: "a table of names to names",
             }[self.kind]
             text += f" {self.bounds}" if str(self.bounds) else ""
@@ -157,7 +157,8 @@ def convert(field: Field, value: Any) -> Any:
             raise Rejected(field.problem(value))
         return field.kind(value)
     if field.kind is list:
-        if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+        value = (value,) if isinstance(value, str) else value
+        if not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
             raise Rejected(field.problem(value))
         return tuple(value)
     if field.kind is dict:

@@ -138,4 +138,4 @@ def config_reference() -> str:
 def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else "empty" if value in ((), {}) else str(value)
