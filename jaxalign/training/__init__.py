@@ -1,0 +1,1 @@
+"""Training: the mesh, the state, the step, references, checkpoints and the loop."""
