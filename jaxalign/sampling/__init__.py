@@ -1,0 +1,1 @@
+"""Sampling: completions of prompts from a policy."""
