@@ -290,7 +290,7 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(
             f"method.name: got {name!r}, expected one of {', '.join(METHODS)}, or 'package.module:NAME'."
-            f"{did_you_mean(name, METHODS)}"
+            f"{did_you_mean(name.lower(), METHODS)}"
         )
     return METHODS[name]
 

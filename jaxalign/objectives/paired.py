@@ -1,15 +1,13 @@
 """Objectives on preference pairs that are measured against a reference policy."""
 
-from jaxtyping import Array, Float
-
 from jaxalign.objectives.ranges import Positive, Smoothing
-from jaxalign.objectives.terms import difference, log_ratios, logistic_loss, paired_output
+from jaxalign.objectives.terms import Pairs, difference, log_ratios, logistic_loss, paired_output
 from jaxalign.types import LossOutput, Pair
 
 
 def dpo(
-    policy: Pair[Float[Array, " B"]],
-    reference: Pair[Float[Array, " B"]],
+    policy: Pairs,
+    reference: Pairs,
     *,
     beta: Positive = 0.1,
     label_smoothing: Smoothing = 0.0,
@@ -54,8 +52,8 @@ def dpo(
 
 
 def ipo(
-    policy: Pair[Float[Array, " B"]],
-    reference: Pair[Float[Array, " B"]],
+    policy: Pairs,
+    reference: Pairs,
     *,
     beta: Positive = 0.1,
 ) -> LossOutput:

@@ -1,10 +1,10 @@
 """Objectives on preference pairs that need no reference policy."""
 
-from jaxtyping import Array, Float
-
 from jaxalign.objectives.ranges import NonNegative, Positive, Smoothing
 from jaxalign.objectives.terms import (
     NllNormalization,
+    PairOfScalars,
+    Pairs,
     at_least_float32,
     difference,
     logistic_loss,
@@ -15,9 +15,9 @@ from jaxalign.types import LossOutput, Pair
 
 
 def cpo(
-    policy: Pair[Float[Array, " B"]],
-    lengths: Pair[Float[Array, " B"]],
-    mean_lengths: Pair[Float[Array, ""]] | None = None,
+    policy: Pairs,
+    lengths: Pairs,
+    mean_lengths: PairOfScalars | None = None,
     *,
     beta: Positive = 0.1,
     nll_coefficient: NonNegative = 1.0,
@@ -79,7 +79,7 @@ def cpo(
 
 
 def simpo(
-    policy: Pair[Float[Array, " B"]],
+    policy: Pairs,
     *,
     beta: Positive = 2.0,
     gamma_beta_ratio: NonNegative = 0.5,

@@ -1,14 +1,23 @@
 """The pieces that objectives share: precision, log-ratios, the logistic loss, NLL normalisation, paired metrics."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxalign.types import LossOutput, Pair
 
 NllNormalization = Literal["batch_tokens", "tokens", "sum"]
+
+# What the names mean is what the type checker sees. At run time they are trees, because beartype, which checks shapes
+# under pytest, knows no generic NamedTuple, and in a tree jaxtyping also checks what both fields hold.
+if TYPE_CHECKING:
+    Pairs: TypeAlias = Pair[Float[Array, " B"]]
+    PairOfScalars: TypeAlias = Pair[Float[Array, ""]]
+else:
+    Pairs = PyTree[Float[Array, " B"]]
+    PairOfScalars = PyTree[Float[Array, ""]]
 
 
 def at_least_float32(values: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -22,12 +31,12 @@ def fixed(values: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.lax.stop_gradient(at_least_float32(values))
 
 
-def difference(pair: Pair[Float[Array, " B"]]) -> Float[Array, " B"]:
+def difference(pair: Pairs) -> Float[Array, " B"]:
     """Chosen minus rejected, ``[B]``."""
     return pair.chosen - pair.rejected
 
 
-def log_ratios(policy: Pair[Float[Array, " B"]], reference: Pair[Float[Array, " B"]]) -> Pair[Float[Array, " B"]]:
+def log_ratios(policy: Pairs, reference: Pairs) -> Pairs:
     """``rho = lp - lr`` of both completions, ``[B]`` each. The reference carries no gradient."""
     return Pair(
         at_least_float32(policy.chosen) - fixed(reference.chosen),
@@ -86,8 +95,8 @@ def negative_log_likelihood(
 def paired_output(
     losses: Float[Array, " B"],
     *,
-    rewards: Pair[Float[Array, " B"]],
-    policy: Pair[Float[Array, " B"]],
+    rewards: Pairs,
+    policy: Pairs,
     **metrics: Float[Array, " B"],
 ) -> LossOutput:
     """Pairs count equally; the metrics are those of a preference pair under TRL's names, with no gradient.

@@ -1,0 +1,463 @@
+"""A battery over every row of METHODS, and the contract that rows are checked against.
+
+The battery builds inputs from the names that a method asks for, so that a new row is tested by being there.
+"""
+
+import doctest
+import inspect
+import sys
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.errors import ConfigError
+from jaxalign.methods import INPUTS, METHODS, Layout, Logps, Method, Option, describe, get_method, table
+from jaxalign.objectives import Range, dpo
+from jaxalign.types import LossOutput, Pair, Weighted
+
+B = 6
+each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def make_inputs(method: Method, *, seed: int = 0, low: float = -60.0, high: float = -5.0) -> dict:
+    """Random inputs for whatever the method asks for, shaped as its layout says."""
+    rng = np.random.default_rng(seed)
+    if method.logps is Logps.MEAN:
+        low, high = low / 20, high / 20
+    paired = method.layout is Layout.PAIRED
+
+    def per_completion(draw):
+        return Pair(draw(), draw()) if paired else draw()
+
+    def nats():
+        return jnp.asarray(rng.uniform(low, high, B), jnp.float32)
+
+    lengths = per_completion(lambda: jnp.asarray(rng.integers(1, 30, B), jnp.float32))
+    everything = {
+        "policy": per_completion(nats),
+        "reference": per_completion(nats),
+        "lengths": lengths,
+        "mean_lengths": jax.tree.map(jnp.mean, lengths),
+        "example_mask": jnp.ones(B, bool),
+        "desirable": jnp.asarray([True, False, True, True, False, False]),
+        "mismatched_policy": nats(),
+        "mismatched_reference": nats() - 10.0,
+    }
+    return {name: everything[name] for name in method.inputs}
+
+
+def mean_loss(method: Method, inputs: dict, mask=None):
+    """The step's reduction: masked and weighted sums, one division."""
+    output = method.loss(inputs)
+    weights = output.weights if mask is None else jnp.where(mask, output.weights, 0.0)
+    return (weights * output.losses).sum() / weights.sum()
+
+
+def take(method: Method, inputs: dict, index) -> dict:
+    """The examples of that index, in that order; what belongs to the whole batch stays."""
+    return {
+        name: value if name == "mean_lengths" else jax.tree.map(lambda x: x[index], value)
+        for name, value in inputs.items()
+    }
+
+
+def flat(output: LossOutput) -> dict:
+    return {"losses": output.losses, "weights": output.weights} | dict(output.metrics)
+
+
+@each_method
+def test_shapes_and_precision(method):
+    """One float32 value an example, also from bfloat16 inputs."""
+    inputs = make_inputs(method)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, inputs)
+    for given in (inputs, half):
+        for name, value in jax.tree.leaves_with_path(flat(method.loss(given))):
+            assert value.shape == (B,), name
+            assert value.dtype == jnp.float32, name
+
+
+@each_method
+def test_bfloat16_inputs_are_computed_in_float32(method):
+    """The result is that of the rounded inputs in float32, bit by bit: nothing inside is rounded again."""
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, make_inputs(method))
+    lifted = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, half)
+    jax.tree.map(np.testing.assert_array_equal, flat(method.loss(half)), flat(method.loss(lifted)))
+
+
+@each_method
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_finite_at_a_thousand_nats(method, dtype):
+    """Values, metrics and gradients, with every sign of the log-ratio."""
+    for policy, reference in ((-1000.0, 0.0), (0.0, -1000.0), (0.0, 0.0), (-1000.0, -1000.0)):
+        inputs = make_inputs(method)
+
+        def fill(tree, value):
+            sides = jax.tree.leaves(tree)
+            filled = [jnp.full_like(x, value if i == 0 else -1000.0 - value, dtype) for i, x in enumerate(sides)]
+            return jax.tree.unflatten(jax.tree.structure(tree), filled)
+
+        inputs["policy"] = fill(inputs["policy"], policy)
+        if "reference" in inputs:
+            inputs["reference"] = fill(inputs["reference"], reference)
+        for name, value in jax.tree.leaves_with_path(flat(method.loss(inputs))):
+            assert jnp.isfinite(value).all(), (name, policy, reference)
+        gradient = jax.grad(lambda p, rest=inputs: mean_loss(method, rest | {"policy": p}))(inputs["policy"])
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@each_method
+def test_only_the_policy_gets_a_gradient(method):
+    inputs = make_inputs(method)
+    floats = {
+        name: value
+        for name, value in inputs.items()
+        if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(value))
+    }
+    gradients = jax.grad(lambda given: mean_loss(method, inputs | given))(floats)
+    for name, gradient in gradients.items():
+        size = sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(gradient))
+        assert (size > 0) == (name == "policy"), name
+
+
+@each_method
+def test_weights_and_metrics_carry_no_gradient(method):
+    inputs = make_inputs(method)
+
+    def total(policy):
+        output = method.loss(inputs | {"policy": policy})
+        return output.weights.sum() + sum(leaf.sum() for leaf in jax.tree.leaves(dict(output.metrics)))
+
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.grad(total)(inputs["policy"])))
+
+
+@each_method
+def test_permuted_examples_give_permuted_losses(method):
+    inputs = make_inputs(method)
+    order = jnp.asarray([4, 2, 0, 5, 1, 3])
+    straight = jax.tree.map(lambda x: x[order], flat(method.loss(inputs)))
+    permuted = flat(method.loss(take(method, inputs, order)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), straight, permuted)
+
+
+@each_method
+def test_masked_examples_count_nothing(method):
+    """The loss and its gradient are those of the batch without them, whatever they hold."""
+    inputs = make_inputs(method)
+    mask = jnp.asarray([True, True, False, True, False, True])
+    kept = jnp.flatnonzero(mask)
+
+    def poison(name, value):
+        if name in ("mean_lengths", "desirable", "lengths"):
+            return value
+        return jax.tree.map(lambda x: jnp.where(mask, x, -777.0), value)
+
+    poisoned = {name: poison(name, value) for name, value in inputs.items()}
+    if "example_mask" in inputs:
+        poisoned["example_mask"] = mask
+    without = take(method, inputs, kept)
+    loss, gradient = jax.value_and_grad(lambda p: mean_loss(method, poisoned | {"policy": p}, mask))(poisoned["policy"])
+    expected, expected_gradient = jax.value_and_grad(lambda p: mean_loss(method, without | {"policy": p}))(
+        without["policy"]
+    )
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    for actual, right in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        np.testing.assert_allclose(actual[kept], right, rtol=1e-5, atol=1e-9)
+        assert (actual[~mask] == 0).all()
+
+
+@each_method
+def test_batch_coupled_says_whether_examples_see_each_other(method):
+    """An example alone has the same loss as in its batch, unless the method is batch coupled."""
+    inputs = make_inputs(method)
+    together = method.loss(inputs).losses
+    alone = jnp.concatenate([method.loss(take(method, inputs, jnp.asarray([i]))).losses for i in range(B)])
+    assert np.allclose(together, alone, rtol=1e-6) == (not method.batch_coupled)
+
+
+@each_method
+def test_jit_equals_eager(method):
+    inputs = make_inputs(method)
+    jitted, eager = flat(jax.jit(method.loss)(inputs)), flat(method.loss(inputs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), jitted, eager)
+
+
+@each_method
+def test_reference_is_needed_exactly_if_it_changes_the_loss(method):
+    inputs = make_inputs(method)
+    moved = dict(inputs)
+    for name in method.inputs:
+        if INPUTS[name].reference:
+            moved[name] = jax.tree.map(lambda x: 1.5 * x, inputs[name])
+    assert method.needs_reference == (not np.allclose(method.loss(inputs).losses, method.loss(moved).losses))
+
+
+@each_method
+def test_metrics_have_their_names(method):
+    metrics = method.loss(make_inputs(method)).metrics
+    expected = {
+        Layout.SINGLE: {"nll_loss", "logps/chosen"},
+        Layout.PAIRED: {
+            *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
+            *("logps/chosen", "logps/rejected", "policy/accuracies"),
+        },
+        Layout.UNPAIRED: {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"},
+    }[method.layout]
+    assert expected <= set(metrics)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.layout is Layout.UNPAIRED], ids=lambda m: m.name)
+def test_unpaired_metrics_count_their_own_kind(method):
+    inputs = make_inputs(method)
+    for name, value in method.loss(inputs).metrics.items():
+        if name.endswith(("/chosen", "/rejected")):
+            assert isinstance(value, Weighted)
+            np.testing.assert_array_equal(value.weights == 1, inputs["desirable"] == name.endswith("chosen"))
+
+
+@each_method
+def test_more_evidence_for_the_chosen_lowers_the_loss(method):
+    """At the reference, every method pushes wanted completions up, and unwanted ones down."""
+    inputs = make_inputs(method)
+    for name, twin in (("reference", "policy"), ("mismatched_reference", "mismatched_policy")):
+        if name in inputs:
+            inputs[name] = inputs[twin]
+    gradient = jax.grad(lambda p: mean_loss(method, inputs | {"policy": p}))(inputs["policy"])
+    if method.layout is Layout.PAIRED:
+        assert (gradient.chosen < 0).all()
+        assert (gradient.rejected > 0).all()
+    else:
+        wanted = inputs.get("desirable", jnp.ones(B, bool))
+        np.testing.assert_array_equal(jnp.sign(gradient), jnp.where(wanted, -1.0, 1.0))
+
+
+@each_method
+def test_docstring_examples_and_sections(method):
+    function = inspect.unwrap(method.objective)
+    (example,) = doctest.DocTestFinder().find(function, globs=dict(vars(sys.modules[function.__module__])))
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
+    for name in (*method.inputs, *method.options):
+        assert f"\n      {name}: " in function.__doc__, f"{name} is not documented"
+    assert method.summary.endswith(".")
+
+
+@each_method
+def test_description(method):
+    text = describe(method)
+    for word in (method.name, method.paper, *method.inputs, *method.options, "loss "):
+        assert word in text
+    assert len([line for line in table().splitlines() if line.split()[0] == method.name]) == 1
+
+
+# Options.
+
+
+def test_options_come_from_the_signature():
+    assert METHODS["dpo"].inputs == ("policy", "reference")
+    assert METHODS["dpo"].options == {
+        "beta": Option(float, 0.1, Range(gt=0)),
+        "label_smoothing": Option(float, 0.0, Range(ge=0, lt=0.5)),
+    }
+    assert METHODS["cpo"].options["nll_normalization"].choices == ("batch_tokens", "tokens", "sum")
+    assert METHODS["simpo"].options["beta"].default == 2.0
+    assert {name for name, method in METHODS.items() if method.needs_reference} == {"dpo", "ipo", "kto"}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "problem"),
+    [
+        ("dpo", {"beta": -0.1}, "method.beta: got -0.1, expected a finite number > 0."),
+        ("dpo", {"beta": 0}, "method.beta: got 0, expected a finite number > 0."),
+        ("dpo", {"beta": float("nan")}, "method.beta: got nan, expected a finite number > 0."),
+        ("dpo", {"beta": float("inf")}, "method.beta: got inf, expected a finite number > 0."),
+        ("dpo", {"beta": "0.1"}, "method.beta: got '0.1', expected a finite number > 0."),
+        ("dpo", {"beta": True}, "method.beta: got True, expected a finite number > 0."),
+        ("dpo", {"beta": None}, "method.beta: got None, expected a finite number > 0."),
+        (
+            "dpo",
+            {"label_smoothing": 0.5},
+            "method.label_smoothing: got 0.5, expected a finite number >= 0 and < 0.5.",
+        ),
+        ("kto", {"desirable_weight": -1.0}, "method.desirable_weight: got -1.0, expected a finite number >= 0."),
+        (
+            "cpo",
+            {"nll_normalization": "token"},
+            "method.nll_normalization: got 'token', expected one of 'batch_tokens', 'tokens', 'sum'.",
+        ),
+        (
+            "dpo",
+            {"betta": 0.1},
+            "method.betta: dpo has no such option; its options are beta, label_smoothing. Did you mean 'beta'?",
+        ),
+        ("sft", {"beta": 0.1}, "method.beta: sft has no such option; it has none."),
+    ],
+)
+def test_option_problems(method, options, problem):
+    assert METHODS[method].check_options(options) == [problem]
+    with pytest.raises(ConfigError) as error:
+        METHODS[method].resolve_options(options)
+    assert error.value.problems == (problem,)
+
+
+def test_all_problems_are_told_at_once():
+    problems = METHODS["kto"].check_options({"beta": -1, "gamma": 2, "undesirable_weight": "x"}, where="study.method")
+    assert [problem.split(":")[0] for problem in problems] == [
+        "study.method.beta",
+        "study.method.gamma",
+        "study.method.undesirable_weight",
+    ]
+
+
+def test_resolved_options_are_complete_and_of_their_type():
+    options = METHODS["kto"].resolve_options({"beta": 1, "desirable_weight": np.float32(1.5)})
+    assert options == {"beta": 1.0, "desirable_weight": 1.5, "undesirable_weight": 1.0}
+    assert {type(value) for value in options.values()} == {float}
+
+
+# Rows.
+
+
+def row(objective, layout=Layout.PAIRED):
+    return Method("row", objective, layout)
+
+
+def test_unknown_inputs_are_an_error_at_import():
+    with pytest.raises(TypeError, match=r"unknown input 'refrence'.*Did you mean 'reference'\?"):
+        row(lambda policy, refrence: None)
+
+
+def test_an_option_before_the_star_is_told():
+    with pytest.raises(TypeError, match=r"unknown input 'beta'.*An option belongs after the '\*'"):
+        row(lambda policy, beta=0.1: None)
+
+
+def test_inputs_that_the_layout_lacks():
+    with pytest.raises(TypeError, match="layout PAIRED has no input 'desirable'"):
+        row(lambda policy, desirable: None)
+
+
+def test_a_row_without_policy():
+    with pytest.raises(TypeError, match="no input 'policy'"):
+        row(lambda reference: None)
+
+
+def test_catch_alls_are_refused():
+    with pytest.raises(TypeError, match=r"\*\*options hides what is needed"):
+        row(lambda policy, **options: None)
+
+
+def test_options_need_a_sound_default():
+    def without(policy, *, beta: float): ...
+    def outside(policy, *, beta: Annotated[float, Range(gt=0)] = 0.0): ...
+    def unsupported(policy, *, betas: list[float] = [0.1]): ...  # noqa: B006
+
+    for objective, message in (
+        (without, "option 'beta' needs a default"),
+        (outside, r"default 0.0, which is not a finite number > 0"),
+        (unsupported, "option 'betas' has the type"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            row(objective)
+
+
+def test_kinds_of_options():
+    def objective(
+        policy,
+        *,
+        clip: float = 1.0,
+        rounds: Annotated[int, Range(ge=1)] = 2,
+        mixed: bool = False,
+        form: Literal["a", "b"] = "a",
+        note: str = "",
+        bare=0.5,
+    ): ...
+
+    options = row(objective).options
+    assert {name: option.type for name, option in options.items()} == {
+        "clip": float,
+        "rounds": int,
+        "mixed": bool,
+        "form": str,
+        "note": str,
+        "bare": float,
+    }
+    assert row(objective).check_options({"rounds": 3, "mixed": True, "form": "b", "note": "x", "bare": 1}) == []
+    assert len(row(objective).check_options({"rounds": 0, "mixed": 1, "form": "c", "note": 3, "bare": "x"})) == 5
+    assert len(row(objective).check_options({"rounds": 1.5})) == 1
+
+
+def test_the_table_is_read_only():
+    with pytest.raises(TypeError):
+        METHODS["mine"] = METHODS["dpo"]  # pyright: ignore[reportIndexIssue]
+
+
+# Methods from elsewhere.
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """An importable module `my_methods` with a row, two functions and something else."""
+    (tmp_path / "my_methods.py").write_text(
+        """
+from __future__ import annotations
+
+from jaxalign.methods import Layout, Logps, Method
+from jaxalign.objectives import simpo
+from jaxalign.types import LossOutput, Pair
+
+
+def paired(policy: Pair, reference: Pair, *, beta: float = 0.3) -> LossOutput:
+    '''Mine.'''
+
+
+def unpaired(policy, desirable): ...
+
+
+def unclear(policy): ...
+
+
+def wrong(policy: Pair, rewards): ...
+
+
+ROW = Method("mine", simpo, Layout.PAIRED, Logps.MEAN)
+NUMBER = 3
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_methods"
+    sys.modules.pop("my_methods", None)
+
+
+def test_get_method_by_name():
+    assert get_method("dpo").objective is dpo
+
+
+def test_get_method_from_a_module(module):
+    assert get_method(f"{module}:ROW").logps is Logps.MEAN
+    paired = get_method(f"{module}:paired")
+    assert paired.layout is Layout.PAIRED
+    assert paired.inputs == ("policy", "reference")
+    assert paired.options == {"beta": Option(float, 0.3)}
+    assert paired.summary == "Mine."
+    assert get_method(f"{module}:unpaired").layout is Layout.UNPAIRED
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dpoo", r"got 'dpoo', expected one of sft, dpo, .*Did you mean 'dpo'\?"),
+        ("DPO", r"got 'DPO', expected one of .*Did you mean 'dpo'\?"),
+        ("my_methods:ROWS", r"my_methods has no 'ROWS'. Did you mean 'ROW'\?"),
+        ("my_methods:NUMBER", "is a int, expected a Method or a function"),
+        ("my_methods:unclear", r"layout .* cannot be told.*Method\('unclear', unclear, Layout.SINGLE\)"),
+        ("my_methods:wrong", "unknown input 'rewards'"),
+        ("no_such_module:x", "cannot be imported"),
+        (":x", "cannot be imported"),
+    ],
+)
+def test_get_method_problems(module, name, message):
+    with pytest.raises(ConfigError, match=message):
+        get_method(name)
