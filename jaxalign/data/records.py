@@ -1,16 +1,68 @@
-"""One example as token ids, and a compact store of many.
+"""A row of the user's data as text, an example as token ids, and a compact store of many.
 
-Nothing here knows files, templates or tokenizers: this is what the rest of the package reads.
+Nothing here knows files, templates or tokenizers. `Example` and `ExampleSet` are what the rest of the package reads.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
 import numpy as np
+
+Messages = list[dict[str, Any]]
+"""A conversation: dicts with ``role`` and ``content``, perhaps ``tool_calls`` and the like."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """A row's place, for messages: ``train.jsonl row 17 (id abc)``.
+
+    Attributes:
+      file: the file's name as messages show it.
+      row: line of a JSONL file, else position in the file; 1 is the first.
+      id: what the row says of itself (``id``, ``prompt_id`` ...), if anything.
+    """
+
+    file: str
+    row: int
+    id: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file} row {self.row}" + (f" (id {self.id})" if self.id is not None else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One row in normal form, still text.
+
+    Attributes:
+      where: the row.
+      shape: how it was recognised, for the report.
+      prompt: plain text, or a conversation that ends with a turn to answer.
+      completions: answers of the same kind: ``(chosen, rejected)``, or one.
+      label: whether the only answer is desirable; None where the data does not say.
+      tools: tool descriptions for the chat template.
+      template_arguments: further arguments for the chat template (``chat_template_kwargs``).
+      notes: what normalising did that the report counts.
+    """
+
+    where: Where
+    shape: str
+    prompt: str | Messages
+    completions: tuple[str | Messages, ...]
+    label: bool | None = None
+    tools: list[Any] | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the row is conversational, so that it needs a chat template."""
+        return not isinstance(self.prompt, str)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +162,7 @@ class ExampleSet(Sequence[Example]):
     def _segments(self, index: int) -> list[np.ndarray]:
         width = self.completions + 1
         bounds = self.offsets[index * width : (index + 1) * width + 1]
-        return [self.tokens[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [self.tokens[a:b] for a, b in itertools.pairwise(bounds)]
 
     @property
     def lengths(self) -> np.ndarray:
