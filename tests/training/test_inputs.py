@@ -103,7 +103,8 @@ def test_only_the_policys_own_completions_carry_a_gradient():
     data = make(2, desirable=MASK)
 
     def total(policy_sums, reference_sums):
-        inputs = objective_inputs(METHODS["kto"], **(data | locals()))
+        given = {"policy_sums": policy_sums, "reference_sums": reference_sums}
+        inputs = objective_inputs(METHODS["kto"], **(data | given))
         return sum(jnp.sum(inputs[name]) for name in inputs if name not in ("desirable", "example_mask"))
 
     policy, reference = jax.grad(total, argnums=(0, 1))(data["policy_sums"], data["reference_sums"])
