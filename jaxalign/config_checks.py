@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from jaxalign.config import RunConfig
+from jaxalign.data.formats import check_columns
 from jaxalign.errors import ConfigError
 
 Problem = tuple[tuple[str, ...], str]
@@ -45,6 +46,11 @@ def _data(config: RunConfig) -> Iterator[Problem]:
     data = config.data
     if not data.train:
         yield ("data.train",), "data.train: got nothing, expected a file or a datasets name."
+    try:
+        check_columns(data.columns)
+    except ConfigError as error:
+        for problem in error.problems:
+            yield ("data.columns",), problem
     if data.eval and data.eval_size > 0:
         yield (
             ("data.eval", "data.eval_size"),
