@@ -54,7 +54,7 @@ def the_part(store: ReferenceStore) -> Path:
 
 def rewrite(path: Path, change) -> None:
     """Writes a part again with one column changed: a well-formed file with wrong content."""
-    table = pq.read_table(path, partitioning=None)
+    table = pq.ParquetFile(path).read()
     columns = change({name: table.column(name).to_pylist() for name in table.column_names})
     pq.write_table(pa.table(columns, schema=table.schema), path)
 
