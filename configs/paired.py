@@ -14,9 +14,9 @@ short pairs. The loss of dpo starts at ln 2 = 0.6931, because policy and referen
 eval_rewards/accuracies in metrics.jsonl rises from 0 (no pair is ranked yet) towards 1.
 """
 
-from common import MODELS, is_large, preference_sections
 from ml_collections import ConfigDict
 
+from common import MODELS, is_large, preference_sections
 from jaxalign.config_transport import parse_arg
 from jaxalign.methods import METHODS, Layout
 

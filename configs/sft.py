@@ -10,9 +10,9 @@ What to expect: eval_loss falls fast and flattens within the epoch. WORKDIR/expo
 configs/paired.py.
 """
 
-from common import MODELS, sft_sections
 from ml_collections import ConfigDict
 
+from common import MODELS, sft_sections
 from jaxalign.config_transport import parse_arg
 
 

@@ -28,7 +28,7 @@ class ModelConfig:
     )
     config: Annotated[str | None, "Path of a config.json: the architecture when `path` is none."] = None
     tokenizer: Annotated[str | None, "Folder or hub id of the tokenizer; none = the one in `path`."] = None
-    chat_template: Annotated[str | None, "Path of a Jinja chat template; none = the tokenizer's own."] = None
+    chat_template: Annotated[str | None, "Path of a Jinja chat template, or chatml; none = the tokenizer's own."] = None
     dtype: Annotated[Dtype, "Precision of the forward and backward computation."] = "bfloat16"
     param_dtype: Annotated[Dtype, "Precision of the trained (master) weights and the optimizer's state."] = "float32"
     remat: Annotated[
@@ -66,6 +66,9 @@ class DataConfig:
         "Examples that are too long: cut prompts at their start and completions at their end (and count), stop, or"
         " drop them (and count).",
     ] = "cut"
+    turns: Annotated[
+        Literal["last", "all"], "Which of the assistant's turns a conversation's supervised examples are."
+    ] = "last"
     tokenization: Annotated[
         Literal["separate", "joint"],
         "separate = prompt and completion each by itself, as in generation; joint = the whole text, then cut.",
@@ -73,6 +76,17 @@ class DataConfig:
     on_bad: Annotated[
         Literal["strict", "drop"], "Rows that break the data contract: stop with all of them, or drop and count them."
     ] = "strict"
+    tolerance: Annotated[
+        float,
+        "Share of rows that strict leaves out (and counts) for each of the flaws that published sets have.",
+        Range(ge=0, le=1),
+    ] = 0.01
+    special_tokens: Annotated[
+        Literal["reject", "allow"], "Control tokens written out in the text of a row: a problem, or meant."
+    ] = "reject"
+    one_class: Annotated[
+        Literal["reject", "allow"], "Unpaired data whose labels are all the same: a problem, or meant."
+    ] = "reject"
     row_length: Annotated[
         int | None, "Tokens in a packed row; none = chosen from the lengths of the data.", Range(ge=2)
     ] = None
@@ -324,33 +338,6 @@ def validate(config: RunConfig, *, devices: int | None = None) -> list[str]:
 
     _, problems, broken = read_dict(to_dict(config))
     return problems + [text for paths, text in cross_checks(config, devices) if not broken.intersection(paths)]
-
-
-FREE = (
-    "mesh",
-    "evaluation",
-    "logging",
-    "model.remat",
-    "model.attention",
-    "reference.cache_dir",
-    "train.microbatches",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.export",
-)
-"""What a resumed run may change: it decides where and how fast things are computed, not what."""
-
-
-def differences(before: RunConfig, after: RunConfig) -> list[str]:
-    """What keeps a run with the configuration `after` from continuing one with `before`, a line for each path."""
-    old, new = _flat(to_dict(before)), _flat(to_dict(after))
-    fixed = [path for path in {**old, **new} if not path.startswith(FREE)]
-    return [f"{path}: was {old.get(path)!r}, is {new.get(path)!r}." for path in fixed if old.get(path) != new.get(path)]
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{section}.{name}": value for section, values in tree.items() for name, value in values.items()}
 
 
 def resolve(config: RunConfig) -> RunConfig:

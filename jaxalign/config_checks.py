@@ -1,16 +1,44 @@
-"""What the fields of a configuration must satisfy together: the checks that one field's bounds cannot say."""
+"""What one field's bounds cannot say: what fields must satisfy together, and what a run may change when it goes on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from jaxalign.config import RunConfig
+from jaxalign.config import RunConfig, to_dict
 from jaxalign.data.formats import check_columns
 from jaxalign.errors import ConfigError
 
 Problem = tuple[tuple[str, ...], str]
 """The paths involved, and what is wrong. A path that is broken by itself silences the problem."""
+
+
+FREE = (
+    "mesh",
+    "evaluation",
+    "logging",
+    "model.remat",
+    "model.attention",
+    "reference.cache_dir",
+    "train.microbatches",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.export",
+)
+"""What a resumed run may change: it decides where and how fast things are computed, not what."""
+
+
+def differences(before: RunConfig, after: RunConfig) -> list[str]:
+    """What keeps a run with the configuration `after` from continuing one with `before`, a line for each path."""
+    old, new = _flat(to_dict(before)), _flat(to_dict(after))
+    fixed = [path for path in {**old, **new} if not path.startswith(FREE)]
+    return [f"{path}: was {old.get(path)!r}, is {new.get(path)!r}." for path in fixed if old.get(path) != new.get(path)]
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{name}": value for section, values in tree.items() for name, value in values.items()}
 
 
 def cross_checks(config: RunConfig, devices: int | None = None) -> Iterator[Problem]:

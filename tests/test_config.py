@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 from typing import Any
@@ -13,10 +14,8 @@ from hypothesis import strategies as st
 
 from jaxalign.config import (
     ALIASES,
-    FREE,
     SECTIONS,
     RunConfig,
-    differences,
     from_dict,
     read_dict,
     resolve,
@@ -24,6 +23,7 @@ from jaxalign.config import (
     to_dict,
     validate,
 )
+from jaxalign.config_checks import FREE, differences
 from jaxalign.errors import ConfigError
 from jaxalign.methods import METHODS
 
@@ -243,6 +243,17 @@ def test_aliases_lead_to_real_fields_and_hide_none():
         assert alias not in leaves
     for path in FREE:
         assert path in SECTIONS or path in schema()
+
+
+def test_data_fields_are_the_arguments_of_the_reader():
+    from jaxalign.data.examples import load_examples
+
+    parameters = inspect.signature(load_examples).parameters.values()
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    elsewhere = {"layout", "split", "config", "chat_template", "vocabulary", "max_positions"}
+    assert set(options) - elsewhere <= {path.removeprefix("data.") for path in schema()}
+    for name in ("turns", "tokenization", "special_tokens", "truncation", "on_bad", "tolerance", "one_class"):
+        assert schema()[f"data.{name}"].default == options[name]
 
 
 def test_names_agree_with_the_parts_they_choose():

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from jaxalign.config import RunConfig, differences, read_dict, resolve
+from jaxalign.config import RunConfig, read_dict, resolve
+from jaxalign.config_checks import differences
 from jaxalign.config_transport import load, override
 from jaxalign.errors import ConfigError, DataError
 
