@@ -39,7 +39,6 @@ def preference_sections(model: str, method: str) -> Sections:
         sections["optimizer"] = {"learning_rate": 5e-7, "schedule": "cosine", "warmup_ratio": 0.1}
         sections["train"] = {"batch_size": 128}
     elif model == "tiny":
-        sections["data"] = {"max_length": 512}
         sections["optimizer"] = {"learning_rate": 5e-4}
         sections["train"] = {"batch_size": 16, "log_every": 5}
     return sections
@@ -53,7 +52,6 @@ def sft_sections(model: str) -> Sections:
     """
     sections: Sections = {"model": _model(model), "method": {"name": "sft"}}
     if model == "tiny":
-        sections["data"] = {"max_length": 512}
         sections["optimizer"] = {"learning_rate": 1e-3}
         sections["train"] = {"batch_size": 16, "log_every": 5}
     else:

@@ -56,7 +56,11 @@ class DataConfig:
     columns: Annotated[Mapping[str, str], 'Our column name -> yours: {"prompt": "question"}.'] = field(
         default_factory=dict
     )
-    max_length: Annotated[int, "Longest prompt plus completion, tokens.", Range(ge=2)] = 1024
+    max_length: Annotated[
+        int | None,
+        "Longest prompt plus completion, tokens; none = 1024, or all positions of a shorter model.",
+        Range(ge=2),
+    ] = None
     max_prompt_length: Annotated[int | None, "Longest prompt, tokens; none = no limit of its own.", Range(ge=1)] = None
     max_completion_length: Annotated[
         int | None, "Longest completion, tokens; none = no limit of its own.", Range(ge=1)
@@ -129,16 +133,23 @@ class ReferenceConfig:
 class OptimizerConfig:
     """How gradients become updates (optax)."""
 
-    name: Annotated[Literal["adamw", "adafactor", "lion", "rmsprop", "sgd"], "The optimizer."] = "adamw"
+    name: Annotated[Literal["adamw", "adam", "lion", "adafactor", "rmsprop", "sgd"], "The optimizer."] = "adamw"
     learning_rate: Annotated[float, "Peak learning rate.", Range(gt=0)] = 1e-6
     schedule: Annotated[
-        Literal["constant", "linear", "cosine", "inverse_sqrt"], "Its course after the warm-up, to zero at the end."
+        Literal["constant", "linear", "cosine", "inverse_sqrt"],
+        "Its course after the warm-up; linear and cosine end at 0.",
     ] = "linear"
     warmup_ratio: Annotated[float, "Share of all steps in which it rises from 0.", Range(ge=0, lt=1)] = 0.1
-    weight_decay: Annotated[float, "Decoupled weight decay.", Range(ge=0)] = 0.0
+    weight_decay: Annotated[
+        float, "Decay per unit of learning rate, decoupled from the gradient; not of norms and biases.", Range(ge=0)
+    ] = 0.0
     clip_norm: Annotated[float | None, "Largest global norm of the gradient; none = no clipping.", Range(gt=0)] = 1.0
-    b1: Annotated[float, "Decay of the first moment.", Range(ge=0, lt=1)] = 0.9
-    b2: Annotated[float, "Decay of the second moment.", Range(ge=0, lt=1)] = 0.999
+    b1: Annotated[
+        float | None,
+        "Decay of the first moment (rmsprop, sgd: momentum); none = the optimizer's own.",
+        Range(ge=0, lt=1),
+    ] = None
+    b2: Annotated[float | None, "Decay of the second moment; none = the optimizer's own.", Range(ge=0, lt=1)] = None
     eps: Annotated[float, "Added to the root of the second moment.", Range(gt=0)] = 1e-8
 
 

@@ -14,6 +14,9 @@ Problem = tuple[tuple[str, ...], str]
 """The paths involved, and what is wrong. A path that is broken by itself silences the problem."""
 
 
+DEFAULT_MAX_LENGTH = 1024
+"""Of a prompt and its completion, tokens, where `data.max_length` is none."""
+
 FREE = (
     "mesh",
     "evaluation",
@@ -46,6 +49,7 @@ def cross_checks(config: RunConfig, devices: int | None = None) -> Iterator[Prob
     yield from _model(config)
     yield from _data(config)
     yield from _method(config)
+    yield from _optimizer(config)
     yield from _train(config)
     yield from _mesh(config, devices)
 
@@ -84,17 +88,18 @@ def _data(config: RunConfig) -> Iterator[Problem]:
             ("data.eval", "data.eval_size"),
             f"data.eval_size: got {data.eval_size} beside data.eval, expected 0: data.eval is the held-out data.",
         )
+    longest = DEFAULT_MAX_LENGTH if data.max_length is None else data.max_length
     for name, limit in (
         ("data.max_prompt_length", data.max_prompt_length),
         ("data.max_completion_length", data.max_completion_length),
     ):
-        if limit is not None and limit >= data.max_length:
+        if limit is not None and limit >= longest:
             yield (
                 (name, "data.max_length"),
-                f"{name}: got {limit}, expected fewer tokens than data.max_length ({data.max_length}): prompt and"
+                f"{name}: got {limit}, expected fewer tokens than data.max_length ({longest}): prompt and"
                 " completion share it.",
             )
-    if data.row_length is not None and data.row_length < data.max_length:
+    if data.row_length is not None and data.max_length is not None and data.row_length < data.max_length:
         yield (
             ("data.row_length", "data.max_length"),
             f"data.row_length: got {data.row_length}, expected at least data.max_length ({data.max_length}).",
@@ -158,11 +163,32 @@ def _reference(config: RunConfig, method: str, needed: bool) -> Iterator[Problem
             f"reference.chat_template: got {template!r} with reference.mode 'live', expected cached: a step computes"
             " the policy's own text only.",
         )
+    precision = config.reference.dtype or config.model.param_dtype
+    if mode == "moving" and precision == "bfloat16" and config.reference.update_rate < 2**-7:
+        yield (
+            ("reference.update_rate", "reference.mode", "reference.dtype"),
+            f"reference.update_rate: got {config.reference.update_rate!r} for a reference kept in bfloat16, expected at"
+            " least 2**-7: smaller changes would round to nothing. Use reference.dtype=float32.",
+        )
     if config.reference.dtype is not None and mode != "moving":
         yield (
             ("reference.dtype", "reference.mode"),
             f"reference.dtype: got {config.reference.dtype!r} with reference.mode {mode!r}, expected none: only a"
             " moving reference is kept in a precision of its own.",
+        )
+
+
+def _optimizer(config: RunConfig) -> Iterator[Problem]:
+    optimizer = config.optimizer
+    if optimizer.name == "adam" and optimizer.weight_decay:
+        yield (
+            ("optimizer.name", "optimizer.weight_decay"),
+            f"optimizer.weight_decay: got {optimizer.weight_decay!r}, expected 0: adam has none. Use adamw.",
+        )
+    if optimizer.name in ("adafactor", "sgd") and optimizer.b2 is not None:
+        yield (
+            ("optimizer.name", "optimizer.b2"),
+            f"optimizer.b2: got {optimizer.b2!r}, expected none: {optimizer.name} has no such decay to set.",
         )
 
 
