@@ -15,7 +15,6 @@ text                                   plain text
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +28,16 @@ from jaxalign.data.conversations import (
     to_messages,
 )
 from jaxalign.data.records import Messages, Record, Where
+from jaxalign.data.values import (
+    TEXT_OR_CHAT,
+    check_encoding,
+    kind_of,
+    label_of,
+    required,
+    template_arguments_of,
+    text_of,
+    tools_of,
+)
 from jaxalign.errors import ConfigError, did_you_mean
 
 COLUMNS = (
@@ -59,8 +68,6 @@ ALPACA_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
-
-_TEXT_OR_CHAT = "str or list of {role, content}"
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -94,9 +101,9 @@ def normalise(row: Any, where: Where, *, columns: Mapping[str, str] | None = Non
     if isinstance(row, RowProblem):
         raise row
     if not isinstance(row, Mapping):
-        raise RowProblem("wrong type", f"the row is {_kind(row)} (expected an object with columns)")
+        raise RowProblem("wrong type", f"the row is {kind_of(row)} (expected an object with columns)")
     row = _rename(row, columns or {})
-    extras: dict[str, Any] = {"tools": _tools(row.get("tools")), "template_arguments": _arguments(row)}
+    extras: dict[str, Any] = {"tools": tools_of(row.get("tools")), "template_arguments": template_arguments_of(row)}
 
     def has(name: str) -> bool:
         return row.get(name) is not None
@@ -114,7 +121,7 @@ def normalise(row: Any, where: Where, *, columns: Mapping[str, str] | None = Non
     if has("output") and "instruction" in row:
         return [_completion(row, where, None, "output", extras)]
     if has("text"):
-        record = Record(where, "text", "", (_text(row["text"], "text"),))
+        record = Record(where, "text", "", (text_of(row["text"], "text"),))
         return [_checked(record, ("text",))]
     raise _unrecognised(row)
 
@@ -143,57 +150,13 @@ def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, 
 def _unrecognised(row: Mapping[str, Any]) -> RowProblem:
     for name in ("chosen", "rejected", "completion", "messages", "conversations", "output", "text"):
         if name in row:
-            return RowProblem("null", f"{name!r} is null (expected {_TEXT_OR_CHAT})")
+            return RowProblem("null", f"{name!r} is null (expected {TEXT_OR_CHAT})")
     shown = ", ".join(repr(str(name)) for name in list(row)[:12]) or "none"
     hints = [near for name in row if (near := did_you_mean(str(name), [c for c in COLUMNS if c not in row]))]
     what = "expected prompt, chosen, rejected; prompt, completion, label; messages; or text"
     return RowProblem(
         "missing column", f"no known shape: the columns are {shown} ({what})" + (hints[0].rstrip("?") if hints else "")
     )
-
-
-def _required(row: Mapping[str, Any], name: str, expected: str = _TEXT_OR_CHAT) -> Any:
-    if name not in row:
-        shown = ", ".join(repr(str(c)) for c in list(row)[:12])
-        raise RowProblem("missing column", f"{name!r} is missing (the columns are {shown})")
-    if row[name] is None:
-        raise RowProblem("null", f"{name!r} is null (expected {expected})")
-    return row[name]
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
-    if type(value) in names:
-        return names[type(value)]
-    return (
-        "a list"
-        if isinstance(value, list | tuple)
-        else "an object"
-        if isinstance(value, Mapping)
-        else (f"of type {type(value).__name__}")
-    )
-
-
-def _text(value: Any, name: str, expected: str = "str") -> str:
-    if value is None:
-        raise RowProblem("null", f"{name!r} is null (expected {expected})")
-    if not isinstance(value, str):
-        raise RowProblem("wrong type", f"{name!r} is {_kind(value)} (expected {expected})")
-    check_encoding(value, name)
-    return value
-
-
-def check_encoding(value: str, name: str) -> None:
-    """Raise a `RowProblem` when the text holds half of a UTF-16 pair, which no tokenizer can encode."""
-    if value.isascii():
-        return
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        raise RowProblem(
-            "lone surrogate", f"{name!r} holds the lone surrogate \\u{code:04x} (not a character)"
-        ) from None
 
 
 def _conv(value: Any, name: str) -> Messages:
@@ -206,47 +169,14 @@ def _conv(value: Any, name: str) -> Messages:
 def _text_or_conv(value: Any, name: str) -> str | Messages:
     if isinstance(value, list | tuple | Mapping):
         return _conv(value, name)
-    return _text(value, name, _TEXT_OR_CHAT)
-
-
-def _tools(value: Any) -> list[Any] | None:
-    if isinstance(value, str):
-        if not value.strip():
-            return None
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise RowProblem("wrong type", "'tools' is a string that is not JSON (expected a list of tools)") from None
-    if not value:
-        return None
-    if not isinstance(value, list):
-        raise RowProblem("wrong type", f"'tools' is {_kind(value)} (expected a list of tools)")
-    return value
-
-
-def _arguments(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    value = row.get("chat_template_kwargs")
-    return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else {}
-
-
-def _label(row: Mapping[str, Any]) -> bool | None:
-    name = "label" if row.get("label") is not None or "label" in row else "kto_tag"
-    if name not in row:
-        return None
-    value = _required(row, name, "true/false or 1/0")
-    if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
-        return bool(value)
-    if isinstance(value, int) and value in (0, 1):
-        return value == 1
-    hint = "; write -1 as 0" if value == -1 else ""
-    raise RowProblem("label invalid", f"{name!r} is {value!r} (expected true/false or 1/0{hint})")
+    return text_of(value, name, TEXT_OR_CHAT)
 
 
 def _alpaca(row: Mapping[str, Any]) -> str:
-    instruction = _text(_required(row, "instruction", "str"), "instruction")
+    instruction = text_of(required(row, "instruction", "str"), "instruction")
     if row.get("history"):
         raise RowProblem("wrong type", "'history' of Alpaca rows is not read (expected conversations or messages)")
-    given = _text(row["input"], "input") if row.get("input") is not None else ""
+    given = text_of(row["input"], "input") if row.get("input") is not None else ""
     template = ALPACA_INPUT if given.strip() else ALPACA
     return template.format(instruction=instruction, input=given)
 
@@ -260,23 +190,23 @@ def _with_system(messages: Messages, row: Mapping[str, Any]) -> Messages:
 
 
 def _openai(row: Mapping[str, Any], where: Where, extras: dict[str, Any]) -> Record:
-    given = _required(row, "input", "object with messages")
+    given = required(row, "input", "object with messages")
     if not isinstance(given, Mapping) or "messages" not in given:
-        raise RowProblem("wrong type", f"'input' is {_kind(given)} (expected an object with messages)")
+        raise RowProblem("wrong type", f"'input' is {kind_of(given)} (expected an object with messages)")
     prompt = _conv(given["messages"], "input.messages")
     answers = [
-        strip_prompt(prompt, _conv(_required(row, name), name), name)
+        strip_prompt(prompt, _conv(required(row, name), name), name)
         for name in ("preferred_output", "non_preferred_output")
     ]
     if extras["tools"] is None:
-        extras = {**extras, "tools": _tools(given.get("tools"))}
+        extras = {**extras, "tools": tools_of(given.get("tools"))}
     notes = tuple({note for _, ns in answers for note in ns})
     record = Record(where, "pairs (OpenAI)", prompt, tuple(a for a, _ in answers), notes=notes, **extras)
     return _checked(record, ("preferred_output", "non_preferred_output"))
 
 
 def _pair(row: Mapping[str, Any], where: Where, extras: dict[str, Any]) -> Record:
-    chosen, rejected = (_text_or_conv(_required(row, name), name) for name in ("chosen", "rejected"))
+    chosen, rejected = (_text_or_conv(required(row, name), name) for name in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
         kinds = ("a string", "a conversation") if isinstance(chosen, str) else ("a conversation", "a string")
         raise RowProblem("wrong type", f"'chosen' is {kinds[0]} and 'rejected' is {kinds[1]} (expected the same)")
@@ -284,7 +214,7 @@ def _pair(row: Mapping[str, Any], where: Where, extras: dict[str, Any]) -> Recor
     given = row.get("prompt")
     shape = "prompt, chosen, rejected"
     if given is None and "prompt" in row and not any(row.get(n) for n in ("conversations", "messages", "instruction")):
-        raise RowProblem("null", f"'prompt' is null (expected {_TEXT_OR_CHAT})")
+        raise RowProblem("null", f"'prompt' is null (expected {TEXT_OR_CHAT})")
     if given is None and row.get("conversations") is not None:
         given, shape = _with_system(_conv(row["conversations"], "conversations"), row), "pairs (ShareGPT)"
     elif given is None and row.get("instruction") is not None:
@@ -345,7 +275,7 @@ def _repeated_prompt(
 def _conversation(row: Mapping[str, Any], where: Where, extras: dict[str, Any], turns: str) -> list[Record]:
     name = "conversations" if row.get("conversations") is not None else "messages"
     messages = _with_system(_conv(row[name], name), row)
-    label = _label(row)
+    label = label_of(row)
     shape = {"conversations": "conversations (ShareGPT)", "messages": "messages"}[name]
     shape += ", label" if label is not None else ""
     parts = split_turns(messages, name) if turns == "all" and label is None else [split_last_answer(messages, name)]
@@ -355,11 +285,11 @@ def _conversation(row: Mapping[str, Any], where: Where, extras: dict[str, Any], 
 def _completion(
     row: Mapping[str, Any], where: Where, prompt_name: str | None, name: str, extras: dict[str, Any]
 ) -> Record:
-    answer = _text_or_conv(_required(row, name), name)
+    answer = _text_or_conv(required(row, name), name)
     if prompt_name is None and "instruction" not in row:
         raise RowProblem("missing column", "'prompt' is missing (the row has 'completion')")
-    prompt = _text_or_conv(_required(row, prompt_name), prompt_name) if prompt_name else _alpaca(row)
-    label = _label(row)
+    prompt = _text_or_conv(required(row, prompt_name), prompt_name) if prompt_name else _alpaca(row)
+    label = label_of(row)
     notes: tuple[str, ...] = ()
     if isinstance(prompt, str) != isinstance(answer, str):
         prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -379,10 +309,10 @@ def _form(prompt: str | Messages) -> str:
 def _instances(row: Mapping[str, Any], where: Where) -> list[Record]:
     instances = row["instances"]
     if not isinstance(instances, list | tuple) or not all(isinstance(i, Mapping) for i in instances) or not instances:
-        raise RowProblem("wrong type", f"'instances' is {_kind(instances)} (expected a list of {{input, output}})")
+        raise RowProblem("wrong type", f"'instances' is {kind_of(instances)} (expected a list of {{input, output}})")
     records = []
     for instance in instances:
-        answer = _text(_required(instance, "output", "str"), "output")
+        answer = text_of(required(instance, "output", "str"), "output")
         prompt = _alpaca({"instruction": row["instruction"], "input": instance.get("input")})
         records.append(_checked(Record(where, "instances (Self-Instruct)", prompt, (answer,)), ("output",)))
     return records
@@ -397,9 +327,6 @@ def _checked(record: Record, names: tuple[str, ...]) -> Record:
         raise RowProblem("empty prompt", "the prompt has no turn with text")
     if record.is_chat and record.prompt[-1]["role"] == "assistant":  # type: ignore[index]
         raise RowProblem("wrong type", "the prompt ends with an assistant turn (expected a turn to answer)")
-    first, second = record.completions[0], record.completions[-1]
-    if len(record.completions) == 2 and first == second:
-        raise RowProblem("identical pair", f"{names[0]!r} and {names[1]!r} are the same")
     if isinstance(record.prompt, str) and len(record.prompt.split()) >= 4:
         prompt = record.prompt.strip()
         if all(isinstance(a, str) and a.strip().startswith(prompt) for a in record.completions):

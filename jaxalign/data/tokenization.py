@@ -109,13 +109,9 @@ class TokenizerView:
         return result
 
     def _anchor_of(self, before: str) -> str:
-        if before.endswith(self._closing):
+        if before.endswith(self.added):
             return next(t for t in sorted(self.added, key=len, reverse=True) if before.endswith(t))
         return self.anchor if before else ""
-
-    @property
-    def _closing(self) -> tuple[str, ...]:
-        return self.added
 
 
 def load_tokenizer(path: str) -> Any:
