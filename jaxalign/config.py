@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from jaxalign.config_fields import Field, Range, Rejected, convert, fields_of, nearest
+from jaxalign.config_fields import Field, Rejected, convert, fields_of, nearest
 from jaxalign.errors import ConfigError
+from jaxalign.ranges import Range
 
 Dtype = Literal["bfloat16", "float32"]
 

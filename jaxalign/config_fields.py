@@ -22,29 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxalign.errors import did_you_mean
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number: ``Range(gt=0)`` means above 0, ``Range(ge=0, lt=0.5)`` from 0 to below 0.5."""
-
-    gt: float | None = None
-    ge: float | None = None
-    lt: float | None = None
-    le: float | None = None
-
-    def holds(self, value: float) -> bool:
-        """Whether the value is within the bounds."""
-        return (
-            (self.gt is None or value > self.gt)
-            and (self.ge is None or value >= self.ge)
-            and (self.lt is None or value < self.lt)
-            and (self.le is None or value <= self.le)
-        )
-
-    def __str__(self) -> str:
-        bounds = ((">", self.gt), (">=", self.ge), ("<", self.lt), ("<=", self.le))
-        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+from jaxalign.ranges import Range
 
 
 @dataclass(frozen=True)
@@ -153,7 +131,7 @@ def convert(field: Field, value: Any) -> Any:
         raise Rejected(field.problem(value))
     if field.kind in (int, float):
         numeric = isinstance(value, (int, float) if field.kind is float else int) and not isinstance(value, bool)
-        if not numeric or not math.isfinite(value) or not field.bounds.holds(value):
+        if not numeric or not math.isfinite(value) or value not in field.bounds:
             raise Rejected(field.problem(value))
         return field.kind(value)
     if field.kind is list:
