@@ -22,9 +22,10 @@ from jax.experimental import multihost_utils
 from jaxalign.data.pipeline import PackedBatch
 from jaxalign.errors import NumericsError
 from jaxalign.training.checkpoint import Checkpoints
-from jaxalign.training.metrics import Averages, MetricSinks, Throughput
+from jaxalign.training.metrics import Averages, MetricSinks
 from jaxalign.training.state import Frozen, TrainState
 from jaxalign.training.step import StepOutput
+from jaxalign.training.throughput import Throughput
 from jaxalign.types import Rows
 
 IN_FLIGHT = 2
