@@ -214,12 +214,20 @@ def arguments() -> list[str]:
     layouts = {"paired": Layout.PAIRED, "unpaired": Layout.UNPAIRED}
     pairs = [f"{file}.py:{name}" for file, lay in layouts.items() for name in METHODS if METHODS[name].layout is lay]
     with_models = [f"{pair},model={model}" for pair in pairs for model in ("any", "tiny", "mistral_7b")]
-    return [*pairs, *with_models, "sft.py", *(f"sft.py:{model}" for model in ("any", "tiny", "zephyr_sft"))]
+    quickstart = ["quickstart.py", "quickstart.py:dpo,folder=x", "quickstart.py:sft,start=y"]
+    return [
+        *pairs,
+        *with_models,
+        *quickstart,
+        "sft.py",
+        *(f"sft.py:{model}" for model in ("any", "tiny", "zephyr_sft")),
+    ]
 
 
 @pytest.mark.parametrize("spec", arguments())
 def test_the_shipped_configurations_are_valid(repository: Path, spec: str):
-    config = resolve(load(str(repository / "configs" / spec), NEEDED))
+    needed = [] if spec.startswith("quickstart") else NEEDED
+    config = resolve(load(str(repository / "configs" / spec), needed))
     assert validate(config) == []
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
