@@ -54,6 +54,7 @@ class Reference(NamedTuple):
         and the number of steps taken so far (1 after the first).
       token_level: whether `logps` knows each token, not just each completion's sum.
       columns: the data columns that it reads.
+      absent: there is no reference model; the log-probabilities are zeros, and a KL divergence from it says nothing.
     """
 
     init: Callable[[Variables], Any]
@@ -61,6 +62,7 @@ class Reference(NamedTuple):
     update: Callable[[Any, Variables, Int[Array, ""]], Any]
     token_level: bool = True
     columns: tuple[str, ...] = ()
+    absent: bool = False
 
 
 def frozen(policy: Any) -> Reference:
@@ -184,7 +186,7 @@ def none() -> Reference:
             jnp.zeros(rows.score_target.shape, jnp.float32),
         )
 
-    return Reference(_no_state, logps, _keep)
+    return Reference(_no_state, logps, _keep, absent=True)
 
 
 def check_reference(method: Method, reference: Reference) -> list[str]:

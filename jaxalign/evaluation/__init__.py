@@ -1,0 +1,1 @@
+"""Judging: held-out preferences and generations."""
