@@ -240,7 +240,7 @@ def test_docstring_examples_and_sections(method):
     assert example.examples
     assert doctest.DocTestRunner().run(example).failed == 0
     for name in (*method.inputs, *method.options):
-        assert f"\n      {name}: " in function.__doc__, f"{name} is not documented"
+        assert f"\n  {name}: " in (inspect.getdoc(function) or ""), f"{name} is not documented"
     assert method.summary.endswith(".")
 
 
