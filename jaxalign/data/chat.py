@@ -177,6 +177,8 @@ def _completion(
             (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole))
         )
         near = f"{prompt[at : at + 20]!r} in the prompt alone, {whole[at : at + 20]!r} in the whole"
+        if (prompt[at : at + 1] + whole[at : at + 1]).strip(" \n") != prompt[at : at + 1] + whole[at : at + 1]:
+            near += "; is the template indented for reading? Its white space is text"
         raise RowProblem(
             "template failure",
             f"the chat template {template.name} is not prefix preserving: for a conversation of "

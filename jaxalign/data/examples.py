@@ -13,12 +13,12 @@ from jaxalign.data.chat import ChatTemplate, RenderedRecord, load_chat_template,
 from jaxalign.data.contract import DataReport, OnBad, Problems, RowProblem, row_list
 from jaxalign.data.encoding import BOS_INSIDE, Encoded, Encoder, Progress, terminator_names
 from jaxalign.data.formats import check_columns, normalise
-from jaxalign.data.records import Example, ExampleSet, Record, Where, split_holdout
+from jaxalign.data.records import Example, ExampleSet, Record, Where
 from jaxalign.data.sources import Source, SourceRows, read_rows
 from jaxalign.data.tokenization import Limits, Tokenization, TokenizerView, Truncation
 from jaxalign.errors import ConfigError, DataError
 
-__all__ = ["DataReport", "Example", "ExampleSet", "load_examples", "split_holdout"]
+__all__ = ["DataReport", "Example", "ExampleSet", "load_examples"]
 
 LAYOUTS = {"single": 1, "paired": 2, "unpaired": 1}
 """Completions of an example, by layout."""
@@ -239,13 +239,18 @@ def _finish(
         template_hash=template.content_hash if template else None,
         tokenizer_hash=view.content_hash,
         data_hash=result.content_hash,
-        warnings=tuple(_warnings(by_reason, rows, len(result), progress, view)),
+        warnings=tuple(_warnings(by_reason, rows, len(result), progress, view, template)),
     )
     return result, report
 
 
 def _warnings(
-    by_reason: Mapping[str, list[Where]], rows: int, examples: int, progress: Progress, view: TokenizerView
+    by_reason: Mapping[str, list[Where]],
+    rows: int,
+    examples: int,
+    progress: Progress,
+    view: TokenizerView,
+    template: ChatTemplate | None,
 ) -> list[str]:
     """Sentences about what should not go unread."""
     lines = [f"{len(f)} of {rows} rows left out: {reason} (rows {row_list(f)})" for reason, f in by_reason.items()]
@@ -256,6 +261,11 @@ def _warnings(
     for count, what in (("prompt_cut", "lose the start of their prompt"), ("eos_lost", "lose the end of an answer")):
         if n := progress.truncation[count]:
             lines.append(f"{n} of {examples} examples {what} to data.max_length ({n / examples:.1%})")
+    if template and "strftime_now" in template.text:
+        lines.append(
+            "the chat template writes today's date, so the same rows give other tokens tomorrow: set it with a "
+            "template of your own, or with chat_template_kwargs in the rows"
+        )
     eos = str(view.tokenizer.eos_token)
     if others := [t for t in terminator_names(progress, view.tokenizer) if t != eos]:
         lines.append(

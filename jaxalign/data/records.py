@@ -201,14 +201,3 @@ class ExampleSet(Sequence[Example]):
             columns={name: values[indices] for name, values in self.columns.items()},
             sources=tuple(self.sources[i] for i in indices),
         )
-
-
-def split_holdout(n: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices ``(train, held out)`` of `n` examples, `size` of them held out, both ascending.
-
-    The held-out sets of one seed are nested: a larger `size` holds out the same examples and more.
-    """
-    if not 0 <= size < max(n, 1):
-        raise ValueError(f"cannot hold out {size} of {n} examples: at least one must be left to train on")
-    order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x7E57]))).permutation(n)
-    return np.sort(order[size:]), np.sort(order[:size])

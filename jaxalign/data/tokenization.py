@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from jaxalign.errors import DataError
@@ -70,7 +71,7 @@ class TokenizerView:
         added = tuple(str(t) for t in tokens.values())
         return cls(tokenizer, bos, eos, adds_bos, _anchor(tokenizer), added, frozenset(special), pattern)
 
-    @property
+    @cached_property
     def end_tokens(self) -> tuple[str, ...]:
         """Texts of tokens that can end a turn, the end-of-sequence token first."""
         eos = self.tokenizer.eos_token
@@ -112,22 +113,6 @@ class TokenizerView:
         if before.endswith(self.added):
             return next(t for t in sorted(self.added, key=len, reverse=True) if before.endswith(t))
         return self.anchor if before else ""
-
-
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a Hugging Face folder or hub id.
-
-    Raises:
-      DataError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # OSError, ValueError, the hub's own kinds
-        raise DataError(
-            f"{path}: no tokenizer could be loaded: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
 
 
 def _encode(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool = False) -> list[Ids]:
@@ -190,21 +175,17 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def count_boundary_differences(
-    view: TokenizerView, prompts: Sequence[str], completions: Sequence[Sequence[str]], window: int = 160
+    view: TokenizerView, prompts: Sequence[str], completions: Sequence[Sequence[str]], window: int = 64
 ) -> int:
     """Completions whose ids, or whose prompt's ids, the other policy would change.
 
     Only `window` characters on each side of the boundary are compared: tokenisation is local.
     """
-    tails, heads = [], []
-    for prompt, texts in zip(prompts, completions, strict=True):
-        for text in texts:
-            tails.append(prompt[-window:])
-            heads.append(text[:window])
-    joint = view.encode([t + h for t, h in zip(tails, heads, strict=True)])
-    alone = view.encode(tails)
-    after = view.encode_after(tails, heads)
-    return sum(j != a + b for j, a, b in zip(joint, alone, after, strict=True))
+    tails = [prompt[-window:] for prompt in prompts]
+    heads = [[text[:window] for text in texts] for texts in completions]
+    alone, after = tokenize_separately(view, tails, heads)
+    joint = iter(view.encode([tail + head for tail, texts in zip(tails, heads, strict=True) for head in texts]))
+    return sum(next(joint) != a + b for a, texts in zip(alone, after, strict=True) for b in texts)
 
 
 @dataclass(frozen=True)
