@@ -128,6 +128,9 @@ class ReferenceConfig:
     dtype: Annotated[Dtype | None, "Precision of a moving reference's weights; none = model.param_dtype."] = None
     cache_dir: Annotated[str | None, "Folder of the cache, shared by all runs; none = ~/.cache/jaxalign."] = None
     chat_template: Annotated[str | None, "Path of the chat template of another model; none = its tokenizer's."] = None
+    prior_prefix: Annotated[
+        str, "Text that the prior reads in place of the prompt, behind BOS: a chat header, say. Empty = BOS alone."
+    ] = ""
 
 
 @dataclass(frozen=True, kw_only=True)

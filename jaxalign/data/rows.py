@@ -161,7 +161,13 @@ def _empty_column(value, shape, count):
 
 
 def choose_shape(
-    tokens: np.ndarray, scored: np.ndarray, completions: int, batch_size: int, *, row_tokens: int | None = None
+    tokens: np.ndarray,
+    scored: np.ndarray,
+    completions: int,
+    batch_size: int,
+    *,
+    row_tokens: int | None = None,
+    least: tuple[int, int] = (0, 0),
 ) -> RowShape:
     """Reads a row shape off the data.
 
@@ -175,16 +181,18 @@ def choose_shape(
       completions: K.
       batch_size: examples of an optimizer step.
       row_tokens: a fixed T instead of the choice; must hold the longest example.
+      least: tokens and scored tokens that a row must hold in any case (examples that these are only a sample of).
 
     Raises:
       ValueError: `row_tokens` is shorter than the longest example.
     """
-    longest = _round_up(int(tokens.max()), TOKEN_MULTIPLE)
+    longest = max(int(tokens.max()), least[0])
     if row_tokens is not None:
-        if row_tokens < tokens.max():
-            raise ValueError(f"rows of {row_tokens} tokens cannot hold the longest example, {int(tokens.max())} tokens")
+        if row_tokens < longest:
+            raise ValueError(f"rows of {row_tokens} tokens cannot hold the longest example, {longest} tokens")
         candidates = [row_tokens]
     else:
+        longest = _round_up(longest, TOKEN_MULTIPLE)
         candidates = sorted({_round_up(int(longest * factor), TOKEN_MULTIPLE) for factor in (1, 1.25, 1.5, 2, 3)})
     samples = _sample_batches(len(tokens), batch_size)
     trials = []
@@ -199,7 +207,7 @@ def choose_shape(
         trials.append((padded, length, need_scored, need_examples))
     smallest = min(padded for padded, *_ in trials)
     _, length, need_scored, need_examples = next(trial for trial in trials if trial[0] <= 1.03 * smallest)
-    slots = _round_up(max(need_scored, int(scored.max())), SCORED_MULTIPLE)
+    slots = _round_up(max(need_scored, int(scored.max()), least[1]), SCORED_MULTIPLE)
     return RowShape(length, slots, need_examples, completions)
 
 

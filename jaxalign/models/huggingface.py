@@ -22,8 +22,8 @@ from jaxalign.models.weights_hash import weights_hash
 
 __all__ = ["load_policy", "load_variables", "read_config", "resolve", "save_pretrained", "weights_hash"]
 
-Shardings = Callable[[Axes], jax.sharding.Sharding]
-"""From a parameter's logical axis names to its sharding (`MeshPlan.sharding`)."""
+Shardings = Callable[[Axes, tuple[int, ...]], jax.sharding.Sharding]
+"""From a parameter's logical axis names and its shape to its sharding (`MeshPlan.sharding`)."""
 
 
 def load_policy(
@@ -42,7 +42,7 @@ def load_policy(
       path_or_id: a folder, or a repository of the Hugging Face hub (``"owner/name"`` or ``"owner/name@revision"``).
       dtype: of the arithmetic.
       param_dtype: the weights are converted to it as they are read.
-      shardings: from a parameter's logical axes to its sharding; None puts everything on the default device.
+      shardings: from a parameter's logical axes and shape to its sharding; None puts everything on the default device.
       constrain: see `build_policy`.
       remat: see `build_policy`.
       attention: see `build_policy`.
@@ -90,7 +90,7 @@ def load_variables(
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def load(path: str, shape: tuple[int, ...]) -> jax.Array:
-        sharding = default if shardings is None else shardings(names[path])
+        sharding = default if shardings is None else shardings(names[path], shape)
         # Like jax.make_array_from_callback, but that one keeps all the shards of this host before it places any.
         replicas: dict[tuple[tuple[int, int], ...], list[Any]] = {}
         for device, index in sharding.addressable_devices_indices_map(shape).items():

@@ -141,6 +141,26 @@ class Checkpoints:
         )
         return Restored(step, restored["state"], restored["iterator"], restored["run"])
 
+    def restore_trained(self, abstract: Any, step: int | None = None) -> Any:
+        """Reads only the trained variables of a checkpoint, without the optimizer's state.
+
+        Args:
+          abstract: their shapes, dtypes and shardings.
+          step: which one; the latest by default.
+        """
+        step = self._manager.latest_step() if step is None else step
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
+                    item={"trainable": abstract},
+                    restore_args=ocp.checkpoint_utils.construct_restore_args({"trainable": abstract}),
+                    partial_restore=True,
+                )
+            ),
+        )
+        return restored["state"]["trainable"]
+
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
         self._manager.wait_until_finished()

@@ -40,6 +40,32 @@ class TrainState:
     rng: jax.Array
 
 
+def state_shardings(shapes: TrainState, parameters: Any, replicated: Any) -> TrainState:
+    """Where each part of a state lives: whatever has the shape of a parameter lives where that parameter does.
+
+    Args:
+      shapes: the state's, from `jax.eval_shape`.
+      parameters: shardings of all the policy's variables.
+      replicated: for counters, keys and other small things.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(parameters)
+    by_path = {jax.tree_util.keystr(path): sharding for path, sharding in flat}
+    sizes = {
+        jax.tree_util.keystr(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_flatten_with_path(shapes.trainable)[0]
+    }
+
+    def place(path, leaf):
+        # An optimizer's moments, or a moving reference, repeat the parameters' tree below their own path.
+        for start in range(len(path)):
+            name = jax.tree_util.keystr(path[start:])
+            if name in by_path and leaf.shape == sizes.get(name):
+                return by_path[name]
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
 def create_state(
     variables: Variables,
     trainable: Trainable,

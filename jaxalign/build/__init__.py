@@ -1,0 +1,13 @@
+"""Assembly: the only floor that reads a `RunConfig`. Everything below takes plain arguments.
+
+Each function is what a verb of the command does, and can be called from Python just so.
+"""
+
+from jaxalign.build.data import CheckedData, check_data
+from jaxalign.build.evaluate import evaluate
+from jaxalign.build.export import convert
+from jaxalign.build.generate import generate
+from jaxalign.build.reference import cache_reference
+from jaxalign.build.train import train
+
+__all__ = ["CheckedData", "cache_reference", "check_data", "convert", "evaluate", "generate", "train"]

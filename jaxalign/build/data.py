@@ -1,0 +1,253 @@
+"""The data of a run: tokenizer, checked examples, packed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.config import DataConfig, RunConfig
+from jaxalign.data.contract import DataReport
+from jaxalign.data.examples import load_examples
+from jaxalign.data.holdout import shared_prompts, split_by_prompt
+from jaxalign.data.pipeline import Attach, OrderedBatches, Packer, ShuffledBatches
+from jaxalign.data.records import ExampleSet
+from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape
+from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.errors import ConfigError, DataError
+from jaxalign.methods import Layout, Method, get_method
+from jaxalign.models.config_json import parse_config, read_config, read_json
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.huggingface import resolve
+
+DEFAULT_MAX_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class CheckedData:
+    """Data that passed every check.
+
+    Attributes:
+      tokenizer: the policy's.
+      sets: ``train`` and, if there is held-out data, ``eval``: the examples and what became of their rows.
+      max_length: tokens of the longest example that was let through.
+    """
+
+    tokenizer: Any
+    sets: Mapping[str, tuple[ExampleSet, DataReport]]
+    max_length: int
+
+    @property
+    def train(self) -> ExampleSet:
+        """The examples to train on."""
+        return self.sets["train"][0]
+
+    @property
+    def held_out(self) -> ExampleSet | None:
+        """The held-out examples, if any."""
+        return self.sets["eval"][0] if "eval" in self.sets else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The reports, for the manifest."""
+        return {name: report.as_dict() for name, (_, report) in self.sets.items()}
+
+
+def architecture(config: RunConfig) -> DecoderConfig:
+    """The policy's architecture. Reads a config.json and no weights."""
+    if config.model.path is not None:
+        return read_config(resolve(config.model.path))
+    path = Path(str(config.model.config))
+    raw = read_json(path)
+    if raw is None:
+        raise ConfigError(f"model.config: got {str(path)!r}, which is no file, expected the path of a config.json.")
+    return parse_config(raw, generation={}, where=str(path))
+
+
+def check_data(config: RunConfig, *, tokenizer: Any = None) -> CheckedData:
+    """Reads, checks and tokenises all data of a run, before any weights are read.
+
+    Args:
+      config: the run.
+      tokenizer: instead of the one the configuration names.
+
+    Raises:
+      DataError: with every problem of the training and the held-out data.
+      ConfigError: the data do not fit the model.
+    """
+    decoder = architecture(config)
+    tokenizer = tokenizer or load_tokenizer(resolve(config.model.tokenizer or config.model.path))
+    data = config.data
+    max_length = data.max_length or min(DEFAULT_MAX_LENGTH, decoder.max_positions)
+    if max_length > decoder.max_positions:
+        raise ConfigError(
+            f"data.max_length: got {max_length}, expected at most {decoder.max_positions}, the positions that the "
+            "model knows."
+        )
+    problems: list[str] = []
+    loaded: dict[str, tuple[ExampleSet, DataReport]] = {}
+    for name, source, split in (("train", data.train, data.train_split), ("eval", data.eval, data.eval_split)):
+        if source:
+            try:
+                loaded[name] = read_examples(
+                    config,
+                    tokenizer,
+                    source,
+                    split,
+                    chat_template=config.model.chat_template,
+                    max_length=max_length,
+                    vocabulary=decoder.vocab_size,
+                    max_positions=decoder.max_positions,
+                )
+            except DataError as error:
+                problems += error.problems
+    if problems:
+        raise DataError(problems)
+    examples, report = loaded["train"]
+    if "eval" in loaded:
+        examples, overlap = _without_overlap(examples, loaded["eval"][0], data)
+        loaded["train"] = (examples, _amended(report, examples, overlap))
+    elif data.eval_size:
+        kept, held = split_by_prompt(examples, data.eval_size, data.seed)
+        loaded = {
+            "train": (examples.select(kept), _amended(report, examples.select(kept), 0)),
+            "eval": (examples.select(held), _amended(report, examples.select(held), 0)),
+        }
+    return CheckedData(tokenizer, loaded, max_length)
+
+
+def read_examples(
+    config: RunConfig,
+    tokenizer: Any,
+    source: Sequence[str],
+    split: str,
+    *,
+    chat_template: str | None,
+    max_length: int | None,
+    vocabulary: int,
+    max_positions: int,
+) -> tuple[ExampleSet, DataReport]:
+    """Reads a source of the run with a tokenizer and for a model, which need not be the policy's."""
+    data = config.data
+    return load_examples(
+        source[0] if len(source) == 1 else list(source),
+        tokenizer,
+        layout=get_method(config.method.name).layout.name.lower(),
+        split=split,
+        config=data.subset,
+        columns=data.columns,
+        turns=data.turns,
+        chat_template=chat_template,
+        tokenization=data.tokenization,
+        special_tokens=data.special_tokens,
+        max_length=max_length,
+        max_prompt_length=data.max_prompt_length if max_length else None,
+        max_completion_length=data.max_completion_length if max_length else None,
+        truncation=data.truncation,
+        on_bad=data.on_bad,
+        one_class=data.one_class,
+        vocabulary=vocabulary,
+        max_positions=max_positions,
+    )
+
+
+def training_steps(config: RunConfig, data: CheckedData) -> int:
+    """Optimizer steps of the whole run."""
+    if config.train.steps is not None:
+        return config.train.steps
+    return max(1, round((config.train.epochs or 1.0) * len(data.train) / config.train.batch_size))
+
+
+def _without_overlap(train: ExampleSet, held_out: ExampleSet, data: DataConfig) -> tuple[ExampleSet, int]:
+    """The training examples whose prompt is not held out, and how many had to go."""
+    pairs = shared_prompts(train, held_out)
+    if not pairs:
+        return train, 0
+    if data.on_bad == "strict":
+        held, other = pairs[0]
+        raise DataError(
+            f"{held_out.sources[held]}: train/eval overlap: its prompt is also that of {train.sources[other]}. "
+            f"{len(pairs)} held-out examples have this problem. Use data.on_bad=drop to leave such prompts out of the "
+            "training data."
+        )
+    prompts = {held_out[i].prompt.tobytes() for i, _ in pairs}
+    kept = [i for i in range(len(train)) if train[i].prompt.tobytes() not in prompts]
+    if not kept:
+        raise DataError("data.train: every prompt is also held out; no example is left to train on.")
+    return train.select(kept), len(train) - len(kept)
+
+
+def _amended(report: DataReport, examples: ExampleSet, overlap: int) -> DataReport:
+    dropped = {**report.dropped, "train/eval overlap": overlap} if overlap else report.dropped
+    changes = {"examples": len(examples), "dropped": dropped, "data_hash": examples.content_hash}
+    return DataReport(**{**vars(report), **changes})
+
+
+def is_mismatched(method: Method) -> bool:
+    """Whether another example's completion stands behind each prompt."""
+    return "mismatched_policy" in method.inputs
+
+
+def column_names(method: Method, reference_columns: Sequence[str]) -> tuple[str, ...]:
+    """The data columns that a step of this method reads."""
+    own = ("desirable",) if method.layout is Layout.UNPAIRED else ()
+    return (*own, *reference_columns)
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How examples are packed: the same for training, evaluation and scoring.
+
+    Attributes:
+      shape: of a row.
+      row_counts: what training steps are compiled for.
+      multiple: row counts are multiples of it.
+    """
+
+    shape: RowShape
+    row_counts: tuple[int, ...]
+    multiple: int
+
+    def packer(
+        self, columns: Sequence[str], local_rows: Callable[[int], slice], row_counts: Sequence[int] | None = None
+    ) -> Packer:
+        """A packer of this layout."""
+        counts = self.row_counts if row_counts is None else row_counts
+        return Packer(self.shape, counts, self.multiple, column_names=columns, local_rows=local_rows)
+
+
+def lay_out(
+    examples: ExampleSet, mismatched: bool, batch_size: int, multiple: int, row_length: int | None = None
+) -> RowLayout:
+    """Chooses row shape and row counts from the lengths of the data."""
+    scored = examples.completion_lengths.sum(axis=1).astype(np.int64)
+    completions, least = examples.completions, (0, 0)
+    tokens = scored + examples.prompt_lengths
+    if mismatched:
+        # Partners change every epoch: these are a sample of them, and every row has room for the longest.
+        partner = examples.completion_lengths[:, 0].astype(np.int64)
+        least = (int(tokens.max() + partner.max()), int(scored.max() + partner.max()))
+        partner = np.random.default_rng(0).permutation(partner)
+        tokens, scored, completions = tokens + partner, scored + partner, completions + 1
+    shape = choose_shape(tokens, scored, completions, batch_size, row_tokens=row_length, least=least)
+    return RowLayout(shape, choose_row_counts(tokens, scored, shape, batch_size, multiple), multiple)
+
+
+def ordered(
+    examples: ExampleSet, method: Method, batch_size: int, seed: int, attach: Attach | None = None
+) -> OrderedBatches:
+    """One pass over examples, as the method wants them."""
+    return OrderedBatches(examples, batch_size=batch_size, mismatched=is_mismatched(method), seed=seed, attach=attach)
+
+
+def shuffled(examples: ExampleSet, method: Method, config: RunConfig, attach: Attach | None = None) -> ShuffledBatches:
+    """The training order."""
+    return ShuffledBatches(
+        examples,
+        batch_size=config.train.batch_size,
+        seed=config.data.seed,
+        mismatched=is_mismatched(method),
+        attach=attach,
+    )

@@ -1,0 +1,112 @@
+"""Held-out metrics of a policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign.build.data import (
+    CheckedData,
+    architecture,
+    check_data,
+    column_names,
+    is_mismatched,
+    lay_out,
+    ordered,
+)
+from jaxalign.build.model import load_folder, make_policy, mesh_plan, start_variables
+from jaxalign.build.reference import RunReference, make_reference
+from jaxalign.config import RunConfig, resolve, validate
+from jaxalign.data.pipeline import ordered_iterator
+from jaxalign.errors import ConfigError, DataError
+from jaxalign.evaluation.preferences import evaluate_preferences, make_eval_step
+from jaxalign.methods import Method, get_method
+from jaxalign.models.huggingface import resolve as resolve_model
+from jaxalign.models.policy import Policy
+from jaxalign.training.mesh import MeshPlan
+from jaxalign.types import Variables
+
+Evaluator = Callable[[Variables, Any, Mapping[str, Any]], Mapping[str, float]]
+"""``(variables, reference_state, frozen) -> metrics``."""
+
+
+def make_evaluator(
+    config: RunConfig, data: CheckedData, policy: Policy, method: Method, reference: RunReference, plan: MeshPlan
+) -> Evaluator:
+    """Held-out evaluation of a run, compiled at its first use."""
+    step = jax.jit(make_eval_step(policy, method, reference.reference), out_shardings=plan.replicated)
+    held_out = data.held_out
+    if held_out is None:
+        return lambda variables, reference_state, frozen: {}
+    # The last batch is smaller than the others, but takes as many rows: one program serves them all.
+    batch_size = min(config.evaluation.batch_size, len(held_out))
+    layout = lay_out(held_out, is_mismatched(method), batch_size, plan.batch_size)
+    columns = column_names(method, reference.reference.columns)
+    packer = layout.packer(columns, plan.local_rows, layout.row_counts[-1:])
+    batches = ordered(held_out, method, batch_size, config.data.seed, reference.attach["eval"])
+    options = method.resolve_options(config.method.options)
+
+    def evaluate(variables: Variables, reference_state: Any, frozen: Mapping[str, Any]) -> Mapping[str, float]:
+        rows = (plan.put_rows(b.rows, b.global_rows, b.first_row) for b in ordered_iterator(batches, packer))
+        return evaluate_preferences(
+            step,
+            rows,
+            method=method,
+            options=options,
+            variables=variables,
+            reference_state=reference_state,
+            frozen=frozen,
+        )
+
+    return evaluate
+
+
+def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | None = None) -> dict[str, float]:
+    """Held-out metrics of a model under a run's data, method and reference.
+
+    Args:
+      config: the run. Its ``model.path`` is the reference's start, as in training.
+      workdir: of the run; its export is evaluated, and the result written to ``WORKDIR/evaluation.json``.
+      model: another Hugging Face folder or hub id to evaluate.
+
+    Returns:
+      ``eval_loss``, ``eval_rewards/accuracies``, ...
+
+    Raises:
+      DataError: the run has no held-out data.
+      ConfigError: the configuration is wrong, or a moving reference cannot be had any more.
+    """
+    config = resolve(config)
+    problems = validate(config, devices=jax.device_count())
+    if problems:
+        raise ConfigError(problems)
+    if config.reference.mode == "moving":
+        raise ConfigError(
+            "reference.mode: got 'moving', whose reference is not exported. Evaluate with live: the policy before "
+            "training is then the reference."
+        )
+    data = check_data(config)
+    if data.held_out is None:
+        raise DataError("evaluation: there are no held-out examples; set data.eval or data.eval_size.")
+    folder = model or (str(Path(workdir) / "export") if workdir else None)
+    if folder is not None and model is None and not Path(folder).is_dir():
+        raise ConfigError(f"--workdir: {workdir} has no export/ to evaluate. Train first, or give --model.")
+    plan, method = mesh_plan(config), get_method(config.method.name)
+    with jax.set_mesh(plan.mesh):
+        policy = make_policy(config, architecture(config), plan)
+        variables = start_variables(config, policy, plan)
+        reference = make_reference(config, data, policy, variables, plan)
+        if folder is not None:
+            variables = load_folder(resolve_model(folder), policy, plan)
+        evaluator = make_evaluator(config, data, policy, method, reference, plan)
+        found = evaluator(variables, reference.reference.init(variables), {"reference": reference.variables})
+    metrics = {f"eval_{name}": value for name, value in found.items()}
+    if workdir and jax.process_index() == 0:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        record = {"model": folder or config.model.path, "examples": len(data.held_out), "metrics": metrics}
+        (Path(workdir) / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return metrics

@@ -1,0 +1,71 @@
+"""A checkpoint or a model as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from jaxalign.build.data import architecture
+from jaxalign.build.model import make_policy, mesh_plan
+from jaxalign.config import RunConfig
+from jaxalign.config_transport import load
+from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.errors import ConfigError
+from jaxalign.models.huggingface import load_policy, resolve, save_pretrained
+from jaxalign.training.checkpoint import Checkpoints
+
+
+def convert(source: str | Path, target: str | Path, *, dtype: str | None = None) -> None:
+    """Writes a model as a Hugging Face folder.
+
+    Args:
+      source: a run's workdir (its latest checkpoint), ``WORKDIR/checkpoints/STEP``, or a Hugging Face folder or hub id
+        (to change the stored precision).
+      target: the folder to write.
+      dtype: of the stored weights; None keeps what they have.
+
+    Raises:
+      ConfigError: there is no checkpoint.
+      ModelError: the source is no model, or the target holds other files.
+    """
+    path = Path(source)
+    run = next((folder for folder in (path, path.parent.parent) if (folder / "config.json").is_file()), None)
+    if run is not None and (run / "checkpoints").is_dir():
+        step = int(path.name) if path != run else None
+        _convert_checkpoint(run, step, target, dtype)
+        return
+    folder = resolve(source)
+    policy, variables = load_policy(folder, dtype="float32", param_dtype=dtype or _stored_dtype(folder))
+    save_pretrained(policy, variables, target, tokenizer=load_tokenizer(folder))
+
+
+def _convert_checkpoint(run: Path, step: int | None, target: str | Path, dtype: str | None) -> None:
+    config = load(str(run / "config.json"))
+    checkpoints = Checkpoints(run / "checkpoints")
+    if step is None and checkpoints.latest_step is None:
+        raise ConfigError(f"--from: {run} has no checkpoint yet.")
+    policy, trained = _restore(config, checkpoints, step)
+    tokenizer = load_tokenizer(resolve(config.model.tokenizer or config.model.path))
+    save_pretrained(policy, trained, target, tokenizer=tokenizer, dtype=dtype)
+
+
+def _restore(config: RunConfig, checkpoints: Checkpoints, step: int | None):
+    plan = mesh_plan(dataclasses.replace(config, mesh=type(config.mesh)()))
+    policy = make_policy(config, architecture(config), plan)
+    shardings = plan.tree_shardings(policy.axes(), policy.abstract())
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        policy.abstract(),
+        shardings,
+    )
+    return policy, checkpoints.restore_trained(abstract, step)
+
+
+def _stored_dtype(folder: Path) -> str:
+    from jaxalign.models.safetensors_files import Tensors
+
+    tensors = Tensors(folder)
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    return names.get(tensors.dtype(next(iter(tensors.files))), "float32")

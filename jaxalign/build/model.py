@@ -1,0 +1,44 @@
+"""The policy of a run on its mesh, and its optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign.config import RunConfig
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.huggingface import load_variables, resolve
+from jaxalign.models.policy import Policy, build_policy
+from jaxalign.training.mesh import MeshPlan, make_mesh
+
+
+def mesh_plan(config: RunConfig) -> MeshPlan:
+    """The mesh over all devices."""
+    return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+
+
+def make_policy(config: RunConfig, decoder: DecoderConfig, plan: MeshPlan) -> Policy:
+    """The policy's functions for this mesh."""
+    return build_policy(
+        decoder,
+        dtype=config.model.dtype,
+        param_dtype=config.model.param_dtype,
+        constrain=plan.constrain,
+        remat=config.model.remat,
+        attention=config.model.attention,
+    )
+
+
+def start_variables(config: RunConfig, policy: Policy, plan: MeshPlan) -> Any:
+    """The weights that training starts from, each read straight into its shards."""
+    if config.model.path is not None:
+        return load_folder(resolve(config.model.path), policy, plan)
+    shardings = plan.tree_shardings(policy.axes(), policy.abstract())
+    return jax.jit(policy.init, out_shardings=shardings)(jax.random.key(config.train.seed))
+
+
+def load_folder(folder: Path, policy: Policy, plan: MeshPlan) -> Any:
+    """The weights of a Hugging Face folder on the mesh."""
+    return load_variables(folder, policy, shardings=plan.sharding)

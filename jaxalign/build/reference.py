@@ -1,0 +1,189 @@
+"""The reference of a run: where its log-probabilities come from, and the cache that holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign.build.data import CheckedData, architecture, check_data, is_mismatched, lay_out, training_steps
+from jaxalign.build.model import load_folder, make_policy, mesh_plan, start_variables
+from jaxalign.build.progress import bar
+from jaxalign.build.reference_views import View, reference_views
+from jaxalign.config import RunConfig
+from jaxalign.data.pipeline import Attach
+from jaxalign.data.tokenization import TokenizerView
+from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.errors import ConfigError
+from jaxalign.methods import get_method
+from jaxalign.models.config_json import read_config
+from jaxalign.models.huggingface import resolve, weights_hash
+from jaxalign.models.policy import Policy
+from jaxalign.training import references
+from jaxalign.training.mesh import MeshPlan
+from jaxalign.training.reference_fill import CachedLogps, fill, read
+from jaxalign.training.reference_scorer import RowScorer
+from jaxalign.training.reference_store import ReferenceStore
+from jaxalign.training.references import Reference, check_reference
+from jaxalign.types import Variables
+
+FORWARD = "forward-1"
+"""Version of the scoring pass in the cache's keys. Raise it when a change of the code changes its numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunReference:
+    """A reference, ready for the step.
+
+    Attributes:
+      reference: the pure functions.
+      variables: for ``frozen["reference"]``; empty for references that keep none there.
+      attach: columns of the training examples (``train``) and of the held-out ones (``eval``).
+      is_start: it equals the policy at step 0, so the first loss has a closed form.
+      facts: for the manifest: source, hash, what the cache did.
+    """
+
+    reference: Reference
+    variables: Variables
+    attach: Mapping[str, Attach | None]
+    is_start: bool
+    facts: Mapping[str, Any]
+
+
+def make_reference(
+    config: RunConfig, data: CheckedData, policy: Policy, variables: Variables, plan: MeshPlan
+) -> RunReference:
+    """The run's reference. Fills the cache first where it is cached and something is missing.
+
+    Args:
+      config: the run, resolved.
+      data: its examples.
+      policy: the policy's functions.
+      variables: the weights that training starts from.
+      plan: the mesh.
+
+    Raises:
+      ConfigError: the method cannot use this reference.
+    """
+    settings = config.reference
+    source, mode = settings.source, settings.mode
+    facts: dict[str, Any] = {"source": source, "mode": mode}
+    attach: dict[str, Attach | None] = {"train": None, "eval": None}
+    frozen: Variables = {}
+    if source == "none":
+        made = references.none()
+    elif mode == "moving":
+        made = references.moving(policy, rate=settings.update_rate, every=settings.update_every, dtype=settings.dtype)
+    elif mode == "live" and source == "policy":
+        made = references.frozen(policy)
+        frozen = jax.tree.map(lambda leaf: leaf.copy(), variables)  # the policy's own buffers are donated
+    elif mode == "live":
+        made, frozen = _live_other(config, data, plan)
+        facts["hash"] = weights_hash(resolve(source))
+    else:
+        views = reference_views(config, data, training_steps(config, data))
+        store, facts["cache"] = _fill(config, views, policy, variables, plan)
+        facts["hash"] = store.identity["reference_hash"]
+        token_level = all(view.token_level for view in views.values())
+        made = references.cached() if token_level else references.cached_sums()
+        attach |= {name: _attach(read(store, view.shown), view) for name, view in views.items()}
+    problems = check_reference(get_method(config.method.name), made)
+    if problems:
+        raise ConfigError(problems)
+    return RunReference(made, frozen, attach, source == "policy", facts)
+
+
+def cache_reference(config: RunConfig) -> dict[str, Any]:
+    """Computes and stores every reference log-probability that a run would read.
+
+    Returns:
+      The reference's hash and counts of completions: different ones, found, computed now, damaged.
+
+    Raises:
+      ConfigError: the run has no reference.
+    """
+    if config.reference.source == "none":
+        raise ConfigError(f"reference.source: got none (method {config.method.name}), so there is nothing to cache.")
+    data, plan = check_data(config), mesh_plan(config)
+    policy = make_policy(config, architecture(config), plan)
+    with jax.set_mesh(plan.mesh):
+        variables = start_variables(config, policy, plan) if config.reference.source in ("policy", "prior") else {}
+        views = reference_views(config, data, training_steps(config, data))
+        store, counts = _fill(config, views, policy, variables, plan)
+    return {"folder": str(store.folder), "reference": store.identity["reference_hash"], **counts}
+
+
+def _live_other(config: RunConfig, data: CheckedData, plan: MeshPlan) -> tuple[Reference, Variables]:
+    """Another model that reads the policy's tokens, in every step."""
+    folder = resolve(config.reference.source)
+    theirs, ours = (TokenizerView.of(t).content_hash for t in (load_tokenizer(folder), data.tokenizer))
+    if theirs != ours:
+        raise ConfigError(
+            f"reference.mode: got 'live' with {config.reference.source!r}, whose tokenizer is not the policy's. Use "
+            "'cached': each model then scores the text in its own tokens."
+        )
+    policy = make_policy(config, read_config(folder), plan)
+    return references.frozen(policy), load_folder(folder, policy, plan)
+
+
+def _fill(
+    config: RunConfig, views: Mapping[str, View], policy: Policy, variables: Variables, plan: MeshPlan
+) -> tuple[ReferenceStore, dict[str, int]]:
+    """Opens the store and computes what it lacks. The reference's weights are read only if something is missing."""
+    source = config.reference.source
+    own = source in ("policy", "prior")
+    if not own:
+        reference_hash = weights_hash(resolve(source))
+    elif config.model.path is not None:
+        reference_hash = weights_hash(resolve(config.model.path))
+    else:
+        reference_hash = weights_hash(variables, policy.config)
+    store = ReferenceStore(
+        Path(config.reference.cache_dir or os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign").expanduser(),
+        reference_hash=reference_hash,
+        template_hash=views["train"].template_hash,
+        precision=f"{config.model.dtype}/{FORWARD}",
+        process_index=jax.process_index(),
+    )
+    scorer: list[RowScorer] = []
+    method = get_method(config.method.name)
+    batch_size = max(config.evaluation.batch_size, plan.batch_size)
+
+    def score(examples):
+        if not scorer:
+            theirs, weights = policy, variables
+            if not own:
+                theirs = make_policy(config, read_config(resolve(source)), plan)
+                weights = load_folder(resolve(source), theirs, plan)
+            layout = _common_layout(views, is_mismatched(method), batch_size, plan)
+            scorer.append(RowScorer(theirs, weights, layout.packer((), plan.local_rows), plan))
+        return scorer[0](examples)
+
+    counts = {"entries": 0, "hits": 0, "computed": 0, "corrupted": 0}
+    for name, view in views.items():
+        with bar(f"reference, {name}", config.logging.progress) as progress:
+            report = fill(store, view.shown, score, batch_size=batch_size, progress=progress)
+        counts = {key: counts[key] + value for key, value in report._asdict().items()}
+    return store, counts
+
+
+def _common_layout(views: Mapping[str, View], mismatched: bool, batch_size: int, plan: MeshPlan):
+    """A row layout that holds the examples of all the sets."""
+    layouts = [lay_out(view.examples, mismatched, batch_size, plan.batch_size) for view in views.values()]
+    largest = [max(sizes) for sizes in zip(*(layout.shape for layout in layouts), strict=True)]
+    shape = type(layouts[0].shape)(*largest)
+    return dataclasses.replace(layouts[0], shape=shape)
+
+
+def _attach(cached: CachedLogps, view: View) -> Attach:
+    """What the cache knows of an example, as columns."""
+    if view.token_level:
+        return lambda epoch, identity: {"reference_logps": cached.tokens(view.index(epoch, identity))}
+    return lambda epoch, identity: {
+        "reference_sums": cached.sums(view.index(epoch, identity)),
+        "reference_lengths": cached.lengths(view.index(epoch, identity)).astype("float32"),
+    }

@@ -1,0 +1,71 @@
+"""The check of the first step: while policy and reference are one model, the loss has a closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data.pipeline import PackedBatch
+from jaxalign.errors import NumericsError
+from jaxalign.methods import Method
+from jaxalign.training.inputs import objective_inputs
+from jaxalign.training.scoring import completion_lengths
+from jaxalign.training.step import StepOutput
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 1e-2}
+"""Largest difference of two log-probabilities of one completion, relative to their size: what rounding explains."""
+
+
+def make_start_check(
+    method: Method, options: Mapping[str, Any], dtype: str
+) -> Callable[[PackedBatch, StepOutput], None]:
+    """A check of the first step's output, for a reference that is the policy before training.
+
+    It compares the log-probabilities of policy and reference, completion by completion, and the loss with what the
+    objective gives where they are equal (ln 2 for dpo, ``(1 / (2 beta))^2`` for ipo). A stale or misplaced reference,
+    wrong weights of examples, or a wrong reduction shows here, before anything is trained.
+
+    Raises:
+      NumericsError: from the check.
+    """
+    tolerance = TOLERANCE[dtype]
+
+    def check(batch: PackedBatch, output: StepOutput) -> None:
+        if jax.process_count() > 1:
+            return  # the columns of the other processes' rows are not here; the first run on one process has checked
+        policy, reference = np.asarray(output.policy_sums), np.asarray(output.reference_sums)
+        mask = np.asarray(batch.rows.example_mask)
+        gap = np.abs(policy - reference) / np.maximum(np.abs(reference), 1.0)
+        gap = np.where(mask[..., None], gap, 0.0)
+        if gap.max() > tolerance:
+            r, e, k = np.unravel_index(int(gap.argmax()), gap.shape)
+            raise NumericsError(
+                f"step 1: the policy before training and its reference are one model, but the log-probability of "
+                f"completion {k} of example {batch.rows.columns['example_id'][r, e]} is {policy[r, e, k]:.6g} under "
+                f"the policy and {reference[r, e, k]:.6g} under the reference (nats). The reference is not the model "
+                "that training starts from. Set train.check_first_step=false only if that is meant."
+            )
+        inputs = objective_inputs(
+            method,
+            policy_sums=jnp.asarray(reference),
+            reference_sums=jnp.asarray(reference),
+            lengths=completion_lengths(batch.rows),
+            columns=batch.rows.columns,
+            example_mask=jnp.asarray(mask),
+        )
+        expected_output = method.objective(**inputs, **options)
+        weights = np.where(mask.reshape(-1), expected_output.weights, 0.0)
+        expected = float((weights * np.asarray(expected_output.losses)).sum() / weights.sum())
+        total, weight = output.metrics["loss"]
+        loss = float(total) / float(weight)
+        if abs(loss - expected) > 10 * tolerance * max(abs(expected), 1.0) * (1 + np.abs(reference).max() * tolerance):
+            raise NumericsError(
+                f"step 1: the loss is {loss:.6g}, but with the reference equal to the policy {method.name} gives "
+                f"{expected:.6g}. Set train.check_first_step=false only if that is meant."
+            )
+
+    return check

@@ -1,0 +1,161 @@
+"""A tiny policy, some examples, and a step over them: what the tests of training share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxalign.data.pipeline import OrderedBatches, Packer
+from jaxalign.data.records import Example, ExampleSet
+from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape
+from jaxalign.methods import METHODS, Layout
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.policy import build_policy
+from jaxalign.training import references
+from jaxalign.training.inputs import COMPLETIONS
+from jaxalign.training.mesh import make_mesh
+from jaxalign.training.state import create_state
+from jaxalign.training.step import make_train_step
+from jaxalign.training.trainable import full
+
+CONFIG = DecoderConfig(
+    vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, max_positions=256,
+    tied_embeddings=True,
+)  # fmt: skip
+REFERENCE_SEED, POLICY_SEED = 1, 2
+
+
+@pytest.fixture(scope="session")
+def policy():
+    return build_policy(CONFIG, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def variables(policy):
+    """The policy's variables and, differing from them, a reference's.
+
+    With larger embeddings than a fresh model's, so that the two disagree by nats and nothing cancels to rounding noise.
+    """
+
+    @jax.jit
+    def init(seed):
+        fresh = policy.init(jax.random.key(seed))["params"]
+        return {"params": fresh | {"embed": jax.tree.map(lambda x: 8.0 * x, fresh["embed"])}}
+
+    return init(POLICY_SEED), init(REFERENCE_SEED)
+
+
+def examples_for(method_name: str, count: int = 16, longest: int = 12) -> ExampleSet:
+    generator = np.random.default_rng(7)
+    layout = METHODS[method_name].layout
+    own = 2 if layout is Layout.PAIRED else 1
+
+    def tokens():
+        return generator.integers(3, CONFIG.vocab_size, generator.integers(1, longest + 1)).astype(np.int32)
+
+    return ExampleSet.from_examples(
+        Example(
+            prompt=tokens(),
+            completions=tuple(tokens() for _ in range(own)),
+            columns={"desirable": bool(i % 3)} if layout is Layout.UNPAIRED else {},
+            source=f"row {i}",
+        )
+        for i in range(count)
+    )
+
+
+@dataclass
+class Outcome:
+    """One step's numbers, by example."""
+
+    loss: float
+    metrics: dict[str, float]
+    params: Any
+    policy_sums: dict[int, np.ndarray]
+    reference_sums: dict[int, np.ndarray]
+
+
+def one_step(
+    method_name: str,
+    policy,
+    variables,
+    examples: ExampleSet,
+    *,
+    shape: RowShape | None = None,
+    row_count: int | None = None,
+    microbatches: int = 1,
+    plan=None,
+    options=None,
+) -> Outcome:
+    """Takes one SGD step over all the examples and says what came out."""
+    method = METHODS[method_name]
+    mismatched = method.batch_coupled and max(COMPLETIONS[method.layout]) == 2 and method.layout is Layout.UNPAIRED
+    batches = OrderedBatches(examples, batch_size=len(examples), mismatched=mismatched, seed=11)
+    shown = [batches.example(i) for i in range(len(examples))]
+    scored = np.array([sum(map(len, e.completions)) for e in shown])
+    tokens = scored + np.array([len(e.prompt) for e in shown])
+    plan = plan or make_mesh(devices=jax.devices()[:1])
+    multiple = plan.batch_size * microbatches
+    shape = shape or choose_shape(tokens, scored, len(shown[0].completions), len(shown))
+    counts = choose_row_counts(tokens, scored, shape, len(shown), multiple)
+    names = ("desirable",) if method.layout is Layout.UNPAIRED else ()
+    packer = Packer(shape, (row_count,) if row_count else counts, multiple, column_names=names)
+    batch = packer(batches(0))
+
+    optimizer = optax.sgd(1.0)
+    reference = references.frozen(policy) if method.needs_reference else references.none()
+    trained, reference_variables = variables
+    shardings = plan.tree_shardings(policy.axes(), policy.abstract())
+    trained, reference_variables = jax.device_put((trained, reference_variables), (shardings, shardings))
+    state, untrained = create_state(trained, full(), optimizer, reference, seed=0)
+    step = make_train_step(
+        policy,
+        method,
+        reference,
+        full(),
+        optimizer,
+        options=method.resolve_options(options or {}),
+        microbatches=microbatches,
+        pin_gradients=lambda gradients: jax.lax.with_sharding_constraint(gradients, shardings),
+    )
+    rows = plan.put_rows(batch.rows, batch.global_rows, batch.first_row)
+    frozen = {"policy": untrained, "reference": reference_variables}
+    state, output = jax.jit(step)(state, frozen, rows)
+    ids = batch.rows.columns["example_id"]
+    assert bool(output.finite)
+
+    def by_example(sums):
+        sums = np.asarray(sums)
+        return {int(i): sums[r, e] for (r, e), i in np.ndenumerate(ids) if i >= 0}
+
+    metrics = {name: float(total) / float(weight) for name, (total, weight) in output.metrics.items() if weight > 0}
+    return Outcome(
+        metrics["loss"],
+        metrics,
+        jax.device_get(state.trainable),
+        by_example(output.policy_sums),
+        by_example(output.reference_sums),
+    )
+
+
+def assert_same(one: Outcome, other: Outcome, tolerance: float = 1e-5) -> None:
+    """Equal losses, metrics, log-probabilities and updated parameters, relative to the largest value of each."""
+
+    def close(a, b, what):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        scale = max(np.abs(a).max(), np.abs(b).max(), 1e-2)
+        assert np.abs(a - b).max() <= tolerance * scale, (what, np.abs(a - b).max() / scale)
+
+    assert one.metrics.keys() == other.metrics.keys()
+    for name in one.metrics:
+        close(one.metrics[name], other.metrics[name], name)
+    assert one.policy_sums.keys() == other.policy_sums.keys()
+    order = sorted(one.policy_sums)
+    close([one.policy_sums[i] for i in order], [other.policy_sums[i] for i in order], "policy_sums")
+    close([one.reference_sums[i] for i in order], [other.reference_sums[i] for i in order], "reference_sums")
+    jax.tree.map(lambda a, b: close(a, b, "parameters"), one.params, other.params)
