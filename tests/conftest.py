@@ -32,7 +32,7 @@ os.environ.setdefault(
         / f"jaxalign-tests-{getpass.getuser()}-jaxlib-{importlib.metadata.version('jaxlib')}"
     ),
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
