@@ -76,7 +76,7 @@ def _content(value: Any, extra: Mapping[str, Any], name: str, role: str) -> str:
     if value is None:
         if extra.get("tool_calls"):
             return ""
-        raise RowProblem("null", f"{name!r} has a {role} message whose content is null (expected str)")
+        raise RowProblem("null", f"{name!r} holds a message of {role} whose content is null (expected str)")
     if isinstance(value, list | tuple):
         parts = [p.get("text") for p in value if isinstance(p, Mapping) and p.get("type") == "text"]
         if len(parts) != len(value) or not all(isinstance(p, str) for p in parts):
@@ -150,15 +150,15 @@ def _common_beginning(a: str, b: str) -> str:
 
 
 def _word_boundary(common: str, chosen: str, rejected: str) -> int:
-    """The last index of `common` that is not inside a word of either text and leaves something of both."""
-    rest = [text[len(common) : len(common) + 1] for text in (chosen, rejected)]
-    if common and not common[-1].isspace() and all(r.isspace() for r in rest):
-        return len(common)
+    """The last index of `common` that is not inside a word of either text and leaves words of both; 0 if none is."""
     for cut in range(len(common), 0, -1):
-        before = common[cut - 1]
-        if not before.isspace() or not (chosen[cut:].strip() and rejected[cut:].strip()):
+        rests = chosen[cut:], rejected[cut:]
+        if not all(rest.strip() for rest in rests):
             continue
-        return cut - 1 if before == " " else cut
+        if common[cut - 1] == " ":
+            return cut - 1
+        if common[cut - 1].isspace() or all(rest[0].isspace() for rest in rests):
+            return cut
     return 0
 
 

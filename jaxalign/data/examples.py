@@ -256,7 +256,7 @@ def _warnings(
     lines = [f"{len(f)} of {rows} rows left out: {reason} (rows {row_list(f)})" for reason, f in by_reason.items()]
     if progress.duplicates:
         lines.append(
-            f"{len(progress.duplicates)} duplicates kept (rows {row_list(dict.fromkeys(progress.duplicates))})"
+            f"duplicates kept: {len(progress.duplicates)} (rows {row_list(dict.fromkeys(progress.duplicates))})"
         )
     for count, what in (("prompt_cut", "lose the start of their prompt"), ("eos_lost", "lose the end of an answer")):
         if n := progress.truncation[count]:

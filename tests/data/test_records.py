@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jaxalign.data.records import Example, ExampleSet
+
+
+def example(prompt, *completions, **columns) -> Example:
+    ids = [np.array(c, np.int32) for c in completions]
+    return Example(np.array(prompt, np.int32), tuple(ids), columns, f"row {prompt[0]}")
+
+
+def pairs() -> list[Example]:
+    return [
+        example([1, 5, 6], [7, 2], [8, 9, 2], scores=np.array([1.0, 2.0])),
+        example([1], [3, 2], [4, 2], scores=np.array([0.5, 0.25])),
+        example([1, 9], [3], [4, 4, 4, 2], scores=np.array([0.0, 3.0])),
+    ]
+
+
+def test_store_gives_back_what_was_put_in():
+    examples = pairs()
+    store = ExampleSet.from_examples(examples)
+    assert len(store) == 3
+    for got, put in zip(store, examples, strict=True):
+        np.testing.assert_array_equal(got.prompt, put.prompt)
+        assert [c.tolist() for c in got.completions] == [c.tolist() for c in put.completions]
+        np.testing.assert_array_equal(got.columns["scores"], put.columns["scores"])
+        assert got.source == put.source
+    assert store.lengths.tolist() == [[3, 2, 3], [1, 2, 2], [2, 1, 4]]
+    assert store.prompt_lengths.tolist() == [3, 1, 2]
+    assert store.completion_lengths.tolist() == [[2, 3], [2, 2], [1, 4]]
+    assert store[-1].prompt.tolist() == [1, 9]
+    with pytest.raises(IndexError, match="example 3 of 3"):
+        store[3]
+
+
+def test_selection_keeps_order_columns_and_sources():
+    store = ExampleSet.from_examples(pairs())
+    chosen = store.select([2, 0])
+    assert [e.prompt.tolist() for e in chosen] == [[1, 9], [1, 5, 6]]
+    assert chosen.columns["scores"].tolist() == [[0.0, 3.0], [1.0, 2.0]]
+    assert chosen.sources == (store.sources[2], store.sources[0])
+    assert [e.prompt.tolist() for e in store[1:]] == [[1], [1, 9]]
+    assert chosen.content_hash == ExampleSet.from_examples([pairs()[2], pairs()[0]]).content_hash
+
+
+@pytest.mark.parametrize("change", ["token", "boundary", "column", "order"])
+def test_content_hash_sees_every_change(change):
+    examples = pairs()
+    before = ExampleSet.from_examples(examples).content_hash
+    assert before == ExampleSet.from_examples(pairs()).content_hash
+    first = examples[0]
+    changed = {
+        "token": example([1, 5, 7], [7, 2], [8, 9, 2], scores=first.columns["scores"]),
+        "boundary": example([1, 5], [6, 7, 2], [8, 9, 2], scores=first.columns["scores"]),
+        "column": example([1, 5, 6], [7, 2], [8, 9, 2], scores=np.array([1.0, 2.5])),
+    }
+    examples = examples[::-1] if change == "order" else [changed[change], *examples[1:]]
+    assert ExampleSet.from_examples(examples).content_hash != before
+
+
+def test_content_hash_does_not_see_sources():
+    examples = pairs()
+    moved = [Example(e.prompt, e.completions, e.columns, "elsewhere") for e in examples]
+    assert ExampleSet.from_examples(moved).content_hash == ExampleSet.from_examples(examples).content_hash
+
+
+def test_unequal_examples_are_refused():
+    with pytest.raises(ValueError, match="other completions or columns"):
+        ExampleSet.from_examples([example([1], [2]), example([1], [2], [3])])
+    with pytest.raises(ValueError, match="at least one"):
+        ExampleSet.from_examples([])
