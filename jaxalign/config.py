@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from jaxalign.config_fields import Field, Rejected, convert, fields_of, nearest
@@ -337,6 +339,19 @@ def from_dict(tree: Mapping[str, Any]) -> RunConfig:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def read_json(path: str | Path) -> RunConfig:
+    """The configuration in a WORKDIR/config.json.
+
+    Raises:
+      ConfigError: the file is not there or not JSON, or what it holds has problems.
+    """
+    try:
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no configuration can be read from it ({error}).") from error
+    return from_dict(tree)
 
 
 def validate(config: RunConfig, *, devices: int | None = None) -> list[str]:

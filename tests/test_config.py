@@ -18,6 +18,7 @@ from jaxalign.config import (
     RunConfig,
     from_dict,
     read_dict,
+    read_json,
     resolve,
     schema,
     to_dict,
@@ -279,6 +280,17 @@ def test_differences_name_what_changed_and_ignore_what_may():
     assert differences(before, after) == ["method.beta: was 0.1, is 0.2.", "train.batch_size: was 64, is 8."]
     other = resolve(from_dict(with_fields(method={"name": "ipo"})))
     assert "method.label_smoothing: was 0.0, is None." in differences(before, other)
+
+
+def test_a_saved_configuration_is_read_again(tmp_path):
+    config = resolve(from_dict(GOOD))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_dict(config)))
+    assert read_json(path) == config
+    path.write_text("{")
+    for wrong in (path, tmp_path / "absent.json"):
+        with pytest.raises(ConfigError, match="no configuration can be read"):
+            read_json(wrong)
 
 
 def value_of(path: str) -> st.SearchStrategy:

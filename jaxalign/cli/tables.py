@@ -37,6 +37,17 @@ def example_lines(example: Any, tokenizer: Any) -> Iterator[str]:
     for name, ids in parts:
         scored = "" if name == "prompt" else ", all scored"
         yield f"  {name} ({len(ids)} tokens{scored})"
-        yield "    " + "|".join(tokenizer.decode([int(i)]).replace("\n", "\\n") for i in ids)
+        yield "    " + "|".join(_pieces([int(i) for i in ids], tokenizer)).replace("\n", "\\n")
     for name, value in example.columns.items():
         yield f"  {name}: {value}"
+
+
+def _pieces(ids: list[int], tokenizer: Any) -> Iterator[str]:
+    """What each token adds to the text before it: alone, many a token would lose the space that it starts with."""
+    for i, token in enumerate(ids):
+        before = ids[max(0, i - 4) : i]
+        text, whole = tokenizer.decode(before), tokenizer.decode([*before, token])
+        if whole.startswith(text) and "\ufffd" not in whole:
+            yield whole.removeprefix(text)
+        else:  # part of a character
+            yield str(tokenizer.convert_ids_to_tokens(token))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from jaxalign.config import RunConfig, read_dict, resolve
+from jaxalign.config import RunConfig, read_dict, read_json, resolve
 from jaxalign.config_checks import differences
 from jaxalign.config_transport import load, override
 from jaxalign.errors import ConfigError, DataError
@@ -62,12 +62,12 @@ def refuse_other_run(config: RunConfig, workdir: str) -> None:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         return
-    changed = differences(resolve(load(str(path))), config)
+    changed = differences(resolve(read_json(path)), config)
     if changed:
         raise ConfigError(
             [
-                f"--workdir: {workdir} holds a run with another configuration. Give another folder, or continue that"
-                f" run with --workdir={workdir} alone. What differs:",
+                f"--workdir: {workdir} holds a run with another configuration. Give another folder, remove this one, or"
+                f" continue its run with --workdir={workdir} alone. What differs:",
                 *changed,
             ]
         )
@@ -81,10 +81,15 @@ def train(args: Namespace) -> int:
     from jaxalign.training.loop import Interrupted
 
     try:
-        build.train(config, args.workdir)
+        result = build.train(config, args.workdir)
     except Interrupted as stop:
         print(f"jaxalign train: {stop}", file=sys.stderr)
         return STOPPED
+    width = max(map(len, result.metrics), default=0)
+    for name, value in result.metrics.items():
+        print(f"{name:<{width}}  {value:.6g}")
+    if config.train.export:
+        print(f"The aligned model is in {Path(args.workdir) / 'export'}.")
     return 0
 
 

@@ -249,16 +249,24 @@ def test_reports_and_examples_as_text():
     assert any(re.fullmatch(r"  mean +1.235", line) for line in lines)
 
     class Tokenizer:
+        """Drops the space that a text starts with, as SentencePiece does, and has a token that is half a character."""
+
+        pieces = ("", "<s>", " a", "\n", "\ufffd")
+
         def decode(self, ids):
-            return {1: "<s>", 2: " a", 3: "\n"}[ids[0]]
+            return "".join(self.pieces[i] for i in ids).lstrip(" ")
+
+        def convert_ids_to_tokens(self, token):
+            return f"<0x{token}>"
 
     class Example:
         prompt = (1, 2)
-        completions = ((2,), (3, 2))
+        completions = ((2, 2), (3, 2, 4))
         columns: dict = {}  # noqa: RUF012
         source = "train.jsonl row 17"
 
     text = "\n".join(example_lines(Example(), Tokenizer()))
     assert "train.jsonl row 17" in text
     assert "<s>| a" in text
-    assert "rejected (2 tokens, all scored)\n    \\n| a" in text
+    assert "chosen (2 tokens, all scored)\n    a| a" in text
+    assert "rejected (3 tokens, all scored)\n    \\n| a|<0x4>" in text
