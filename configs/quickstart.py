@@ -1,47 +1,28 @@
-r"""The two stages of `jaxalign quickstart`, to run and change one by one.
+r"""The two stages of `jaxalign quickstart` as runs of their own, to change them.
 
-  jaxalign quickstart --workdir=runs/quickstart            # writes the world; both stages, samples, the page
-  jaxalign train --config=configs/quickstart.py:sft --workdir=runs/quickstart/my-sft
-  jaxalign train --config=configs/quickstart.py:dpo,start=runs/quickstart/my-sft/export \
-      --config.method.beta=0.05 --workdir=runs/quickstart/my-dpo
+The world and the architecture must be there, so run the quick start first (three minutes on two CPU cores); then
 
-The argument is the stage (sft, dpo, or another method that takes pairs), then optionally the folder of the quickstart
-and the model to start from.
+  jaxalign train --config=configs/quickstart.py:ipo --workdir=workdir/quickstart/ipo
+  jaxalign train --config=configs/quickstart.py:dpo --config.method.beta=0.5 --workdir=workdir/quickstart/dpo-beta-0.5
+  jaxalign train --config=configs/quickstart.py:sft,seed=1 --workdir=workdir/quickstart/sft-1
 
-What to expect: a few minutes a stage on two CPU cores. Each answer of the world can be checked by a function: the model
-of the first stage imitates a crowd that is often wrong, and preferences make it right where the crowd was not.
+The argument is a method: sft trains random weights on the demonstrations, any other aligns WORLD/sft/export with the
+pairs. `world` is the folder of the quick start.
+
+What to expect: see `sections` in jaxalign/quickstart/settings.py for the numbers, and WORLD/report.html for the curves.
 """
 
 from ml_collections import ConfigDict
 
 from jaxalign.config_transport import parse_arg
 from jaxalign.methods import METHODS, Layout
+from jaxalign.quickstart.settings import sections
 
-STAGES = ("sft", *sorted((n for n in METHODS if METHODS[n].layout is Layout.PAIRED), key=lambda name: name != "dpo"))
+NAMES = tuple(name for name in METHODS if METHODS[name].layout in (Layout.SINGLE, Layout.PAIRED, Layout.UNPAIRED))
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    args = parse_arg(arg, stage=STAGES, folder="runs/quickstart", start="")
-    world = f"{args.folder}/world"
-    from_scratch = args.stage == "sft" and not args.start
-    if from_scratch:
-        model = {"config": f"{args.folder}/model/config.json", "tokenizer": f"{world}/tokenizer"}
-    else:
-        model = {"path": args.start or f"{args.folder}/sft/export"}
-    if args.stage == "sft":
-        data = {"train": f"{world}/demonstrations.jsonl"}
-        optimizer = {"learning_rate": 2e-3, "schedule": "cosine"}
-        epochs = 2.0
-    else:
-        data = {"train": f"{world}/pairs.jsonl", "eval": f"{world}/eval_pairs.jsonl"}
-        optimizer = {"learning_rate": 1e-4}
-        epochs = 1.0
-    return ConfigDict(
-        {
-            "model": {"dtype": "float32", **model},
-            "method": {"name": args.stage},
-            "data": data,
-            "optimizer": optimizer,
-            "train": {"batch_size": 64, "epochs": epochs},
-        }
+    args = parse_arg(
+        arg, method=("dpo", *(name for name in NAMES if name != "dpo")), world="workdir/quickstart", seed=0
     )
+    return ConfigDict(sections(args.method, args.world, args.seed))

@@ -1,4 +1,4 @@
-"""Intervals against scipy-free closed forms, and their coverage."""
+"""Intervals against closed forms, and their coverage."""
 
 from __future__ import annotations
 
