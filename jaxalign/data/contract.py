@@ -52,7 +52,6 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "answer fully truncated": Reason("Raise data.max_length, or lower data.max_prompt_length to cut prompts."),
         "identical after truncation": Reason("Raise data.max_length.", True),
         "longer than the model's positions": Reason("Lower data.max_length."),
-        "train/eval overlap": Reason(),
     }
 )
 

@@ -163,6 +163,17 @@ def _describe(limits: Limits) -> str:
     return ", ".join(f"data.{name} {value}" for name, value in vars(limits).items() if value is not None)
 
 
+def open_prompt(prompt: Ids, view: TokenizerView, *, chat: bool) -> tuple[Ids, bool]:
+    """The prompt with one BOS where there is one, and whether there were more at its start.
+
+    Before plain text a BOS stands if the tokenizer writes one; in a conversation, if the template does.
+    """
+    if view.adds_bos and not chat and view.bos is not None:
+        prompt = [view.bos, *prompt]
+    copies = next((i for i, token in enumerate(prompt) if token != view.bos), len(prompt))
+    return prompt[max(copies - 1, 0) :], copies > 1
+
+
 def _complete_prompt(
     prompt: Ids,
     answers: list[Ids],
@@ -173,11 +184,8 @@ def _complete_prompt(
 ) -> Ids:
     """The prompt with its one BOS. Moves a text's first token into the prompt where there is no BOS."""
     bos = view.bos
-    if bos is not None and view.adds_bos and not rendered.chat:
-        prompt = [bos, *prompt]
-    while bos is not None and prompt[:2] == [bos, bos]:
-        prompt = prompt[1:]
-        notes["doubled BOS, one removed"] += 1
+    prompt, doubled = open_prompt(prompt, view, chat=rendered.chat)
+    notes["doubled BOS, one removed"] += doubled
     if bos is not None and bos != view.eos and (bos in prompt[1:] or any(bos in a for a in answers)):
         notes[BOS_INSIDE] += 1
     if prompt:
