@@ -91,5 +91,5 @@ def _encode(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int]:
     if template is None:
         raise DataError("generate: the model has no chat template, so it takes texts, not messages.")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    (tokens,) = view.encode([template.render(messages, add_generation_prompt=True)])
+    (tokens,) = view.encode([template.render(messages, generation=True)])
     return tokens
