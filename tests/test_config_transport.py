@@ -214,7 +214,7 @@ def arguments() -> list[str]:
     layouts = {"paired": Layout.PAIRED, "unpaired": Layout.UNPAIRED}
     pairs = [f"{file}.py:{name}" for file, lay in layouts.items() for name in METHODS if METHODS[name].layout is lay]
     with_models = [f"{pair},model={model}" for pair in pairs for model in ("any", "tiny", "mistral_7b")]
-    quickstart = ["quickstart.py", "quickstart.py:dpo,folder=x", "quickstart.py:sft,start=y"]
+    quickstart = ["quickstart.py", "quickstart.py:ipo,world=x", "quickstart.py:sft,seed=1"]
     return [
         *pairs,
         *with_models,

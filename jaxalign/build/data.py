@@ -147,6 +147,7 @@ def read_examples(
         max_completion_length=data.max_completion_length if max_length else None,
         truncation=data.truncation,
         on_bad=data.on_bad,
+        tolerance=data.tolerance,
         one_class=data.one_class,
         vocabulary=vocabulary,
         max_positions=max_positions,

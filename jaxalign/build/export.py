@@ -9,8 +9,7 @@ import jax
 
 from jaxalign.build.data import architecture
 from jaxalign.build.model import make_policy, mesh_plan
-from jaxalign.config import RunConfig
-from jaxalign.config_transport import load
+from jaxalign.config import RunConfig, read_json
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.models.huggingface import load_policy, resolve, save_pretrained
@@ -42,7 +41,7 @@ def convert(source: str | Path, target: str | Path, *, dtype: str | None = None)
 
 
 def _convert_checkpoint(run: Path, step: int | None, target: str | Path, dtype: str | None) -> None:
-    config = load(str(run / "config.json"))
+    config = read_json(run / "config.json")
     checkpoints = Checkpoints(run / "checkpoints")
     if step is None and checkpoints.latest_step is None:
         raise ConfigError(f"--from: {run} has no checkpoint yet.")

@@ -111,7 +111,7 @@ Make a small world with a known right answer, train a tokenizer and a tiny model
 show what changed: a table here, and one HTML page with plots in --workdir. Minutes on two CPU cores.
 
 example:
-  jaxalign quickstart --workdir=runs/quickstart
+  jaxalign quickstart --workdir=workdir/quickstart
 """,
 }
 """What each verb does, in the order of a user's day."""

@@ -85,7 +85,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         ("check-data", "folder of a run: its configuration"),
         ("quickstart", "folder for what it makes (default: %(default)s)"),
     ):
-        default = "runs/quickstart" if name == "quickstart" else None
+        default = "workdir/quickstart" if name == "quickstart" else None
         verbs[name].add_argument("--workdir", metavar="FOLDER", default=default, help=text)
     for name in ("train", "evaluate", "cache-reference"):
         text = "meet the other processes of the run first (several hosts; see launch/README.md)"
