@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from jaxalign.config import DataConfig, RunConfig
+from jaxalign.config_checks import DEFAULT_MAX_LENGTH
 from jaxalign.data.contract import DataReport
-from jaxalign.data.examples import load_examples
+from jaxalign.data.examples import label_counts, length_facts, load_examples
 from jaxalign.data.holdout import shared_prompts, split_by_prompt
 from jaxalign.data.pipeline import Attach, OrderedBatches, Packer, ShuffledBatches
 from jaxalign.data.records import ExampleSet
-from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape
+from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.methods import Layout, Method, get_method
@@ -23,7 +25,8 @@ from jaxalign.models.config_json import parse_config, read_config, read_json
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.huggingface import resolve
 
-DEFAULT_MAX_LENGTH = 1024
+MOST_PLANNED = 20_000
+"""Steps whose rows are planned ahead to know all row counts. A longer run may meet one more, which is counted."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,14 @@ def _without_overlap(train: ExampleSet, held_out: ExampleSet, data: DataConfig) 
 
 def _amended(report: DataReport, examples: ExampleSet, overlap: int) -> DataReport:
     dropped = {**report.dropped, "train/eval overlap": overlap} if overlap else report.dropped
-    changes = {"examples": len(examples), "dropped": dropped, "data_hash": examples.content_hash}
-    return DataReport(**{**vars(report), **changes})
+    return dataclasses.replace(
+        report,
+        examples=len(examples),
+        dropped=dropped,
+        labels=label_counts(examples),
+        lengths=length_facts(examples),
+        data_hash=examples.content_hash,
+    )
 
 
 def is_mismatched(method: Method) -> bool:
@@ -220,9 +229,17 @@ class RowLayout:
 
 
 def lay_out(
-    examples: ExampleSet, mismatched: bool, batch_size: int, multiple: int, row_length: int | None = None
+    batches: ShuffledBatches | OrderedBatches, multiple: int, row_length: int | None = None, steps: int | None = None
 ) -> RowLayout:
-    """Chooses row shape and row counts from the lengths of the data."""
+    """Chooses the row shape from the lengths of the data, and the row counts from the batches that will come.
+
+    Args:
+      batches: what will be packed.
+      multiple: of every row count.
+      row_length: a fixed number of tokens in a row.
+      steps: how many batches; None = one pass.
+    """
+    examples, mismatched, batch_size = batches.examples, batches.mismatched, batches.batch_size
     scored = examples.completion_lengths.sum(axis=1).astype(np.int64)
     completions, least = examples.completions, (0, 0)
     tokens = scored + examples.prompt_lengths
@@ -233,7 +250,9 @@ def lay_out(
         partner = np.random.default_rng(0).permutation(partner)
         tokens, scored, completions = tokens + partner, scored + partner, completions + 1
     shape = choose_shape(tokens, scored, completions, batch_size, row_tokens=row_length, least=least)
-    return RowLayout(shape, choose_row_counts(tokens, scored, shape, batch_size, multiple), multiple)
+    count = len(batches) if isinstance(batches, OrderedBatches) else steps or -(-len(examples) // batch_size)
+    needs = [len(plan_rows(*batches.sizes(step), shape).rows) for step in range(min(count, MOST_PLANNED))]
+    return RowLayout(shape, choose_row_counts(needs, multiple), multiple)
 
 
 def ordered(

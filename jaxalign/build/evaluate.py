@@ -14,7 +14,6 @@ from jaxalign.build.data import (
     architecture,
     check_data,
     column_names,
-    is_mismatched,
     lay_out,
     ordered,
 )
@@ -44,10 +43,10 @@ def make_evaluator(
         return lambda variables, reference_state, frozen: {}
     # The last batch is smaller than the others, but takes as many rows: one program serves them all.
     batch_size = min(config.evaluation.batch_size, len(held_out))
-    layout = lay_out(held_out, is_mismatched(method), batch_size, plan.batch_size)
+    batches = ordered(held_out, method, batch_size, config.data.seed, reference.attach["eval"])
+    layout = lay_out(batches, plan.batch_size)
     columns = column_names(method, reference.reference.columns)
     packer = layout.packer(columns, plan.local_rows, layout.row_counts[-1:])
-    batches = ordered(held_out, method, batch_size, config.data.seed, reference.attach["eval"])
     options = method.resolve_options(config.method.options)
 
     def evaluate(variables: Variables, reference_state: Any, frozen: Mapping[str, Any]) -> Mapping[str, float]:

@@ -15,7 +15,7 @@ from jaxalign.build.model import load_folder, make_policy, mesh_plan, start_vari
 from jaxalign.build.progress import bar
 from jaxalign.build.reference_views import View, reference_views
 from jaxalign.config import RunConfig
-from jaxalign.data.pipeline import Attach
+from jaxalign.data.pipeline import Attach, OrderedBatches
 from jaxalign.data.tokenization import TokenizerView
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
@@ -173,7 +173,10 @@ def _fill(
 
 def _common_layout(views: Mapping[str, View], mismatched: bool, batch_size: int, plan: MeshPlan):
     """A row layout that holds the examples of all the sets."""
-    layouts = [lay_out(view.examples, mismatched, batch_size, plan.batch_size) for view in views.values()]
+    layouts = [
+        lay_out(OrderedBatches(view.examples, batch_size=batch_size, mismatched=mismatched), plan.batch_size)
+        for view in views.values()
+    ]
     largest = [max(sizes) for sizes in zip(*(layout.shape for layout in layouts), strict=True)]
     shape = type(layouts[0].shape)(*largest)
     return dataclasses.replace(layouts[0], shape=shape)

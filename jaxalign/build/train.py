@@ -15,7 +15,6 @@ from jaxalign.build.data import (
     architecture,
     check_data,
     column_names,
-    is_mismatched,
     lay_out,
     shuffled,
     training_steps,
@@ -115,16 +114,11 @@ def _train(config: RunConfig, workdir: Path, data: CheckedData, plan: MeshPlan, 
     shapes, untrained_shapes = jax.eval_shape(start, variables)
     shardings = state_shardings(shapes, parameter_shardings, plan.replicated)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep, best_metric=config.train.best_metric)
-    layout = lay_out(
-        data.train,
-        is_mismatched(method),
-        config.train.batch_size,
-        plan.batch_size * config.train.microbatches,
-        config.data.row_length,
-    )
+    batches = shuffled(data.train, method, config, reference.attach["train"])
+    layout = lay_out(batches, plan.batch_size * config.train.microbatches, config.data.row_length, steps)
     columns = column_names(method, reference.reference.columns)
     packer = layout.packer(columns, plan.local_rows)
-    iterator = training_iterator(shuffled(data.train, method, config, reference.attach["train"]), packer, steps)
+    iterator = training_iterator(batches, packer, steps)
     if checkpoints.latest_step is None:
         state, untrained = jax.jit(start, donate_argnums=0, out_shardings=(shardings, None))(variables)
         progress = Progress()

@@ -197,25 +197,20 @@ def _finish(
     if not examples:
         counts = ", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "all rows were undesirable answers"
         raise DataError(f"{name}: no example is left of {rows} rows: {counts}")
-    columns, labels = {}, {}
-    if layout == "unpaired":
-        desirable = np.array([e.label for e in examples], bool)
-        columns = {"desirable": desirable}
-        labels = {"desirable": int(desirable.sum()), "undesirable": int((~desirable).sum())}
-        if not all(labels.values()) and one_class == "reject":
-            raise DataError(
-                f"{name}: one class only: {labels['desirable']} desirable and {labels['undesirable']} undesirable "
-                "answers (expected both). Use data.one_class=allow if this is meant"
-            )
     result = ExampleSet.from_segments(
         [s for e in examples for s in e.segments],
         completions=LAYOUTS[layout],
-        columns=columns,
+        columns={"desirable": np.array([e.label for e in examples], bool)} if layout == "unpaired" else {},
         sources=[str(e.where) for e in examples],
     )
+    labels = label_counts(result)
+    if not all(labels.values()) and one_class == "reject":
+        raise DataError(
+            f"{name}: one class only: {labels['desirable']} desirable and {labels['undesirable']} undesirable "
+            "answers (expected both). Use data.one_class=allow if this is meant"
+        )
     progress.notes["duplicate row"] += len(progress.duplicates)
     notes = {note: n for note, n in sorted(progress.notes.items()) if n}
-    prompt, completion = result.prompt_lengths, result.completion_lengths
     report = DataReport(
         files=files,
         rows=rows,
@@ -228,13 +223,7 @@ def _finish(
         labels=labels,
         truncation={k: int(progress.truncation[k]) for k in ("prompt_cut", "completion_cut", "eos_lost", "tokens_cut")},
         boundary={"policy": tokenization, **progress.boundary},
-        lengths={
-            "prompt mean": round(float(prompt.mean()), 2),
-            "prompt max": int(prompt.max()),
-            "completion mean": round(float(completion.mean()), 2),
-            "completion max": int(completion.max()),
-            "longest sequence": int((prompt + completion.max(axis=1)).max()),
-        },
+        lengths=length_facts(result),
         terminators=terminator_names(progress, view.tokenizer),
         template_hash=template.content_hash if template else None,
         tokenizer_hash=view.content_hash,
@@ -242,6 +231,26 @@ def _finish(
         warnings=tuple(_warnings(by_reason, rows, len(result), progress, view, template)),
     )
     return result, report
+
+
+def label_counts(examples: ExampleSet) -> dict[str, int]:
+    """Examples by label; empty where they have none."""
+    if "desirable" not in examples.columns:
+        return {}
+    desirable = int(examples.columns["desirable"].sum())
+    return {"desirable": desirable, "undesirable": len(examples) - desirable}
+
+
+def length_facts(examples: ExampleSet) -> dict[str, float]:
+    """Means and maxima of the lengths, in tokens."""
+    prompt, completion = examples.prompt_lengths, examples.completion_lengths
+    return {
+        "prompt mean": round(float(prompt.mean()), 2),
+        "prompt max": int(prompt.max()),
+        "completion mean": round(float(completion.mean()), 2),
+        "completion max": int(completion.max()),
+        "longest sequence": int((prompt + completion.max(axis=1)).max()),
+    }
 
 
 def _warnings(

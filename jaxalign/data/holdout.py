@@ -12,7 +12,8 @@ def split_by_prompt(examples: ExampleSet, size: int, seed: int) -> tuple[np.ndar
     """Indices ``(train, held out)``, both ascending; all examples of a prompt fall on one side.
 
     Prompts are drawn in a seeded order until `size` examples are held out, so a larger `size` of the same seed holds
-    out the same examples and more. A prompt with more examples than are still wanted is passed over.
+    out the same prompts and more, except perhaps those that fill the last places: a prompt with more examples than are
+    still wanted is passed over.
 
     Raises:
       DataError: there are not enough examples.
@@ -29,9 +30,10 @@ def split_by_prompt(examples: ExampleSet, size: int, seed: int) -> tuple[np.ndar
         if len(held) == size:
             break
     if len(held) < size or len(held) == len(examples):
+        most = min(len(held), len(examples) - 1)
         raise DataError(
             f"data.eval_size: got {size}, but of {len(examples)} examples with {len(members)} different prompts only "
-            f"{len(held) if len(held) < len(examples) else len(examples) - 1} can be held out with some left to train on."
+            f"{most} can be held out with some left to train on."
         )
     chosen = set(held)
     return np.array([i for i in range(len(examples)) if i not in chosen], np.int64), np.array(sorted(held), np.int64)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from jaxalign.data.records import Example
+from jaxalign.data.records import Example, ExampleSet
 from jaxalign.data.rows import RowPlan, RowShape, build_rows, fit_row_count, plan_rows
 from jaxalign.types import Rows
 
@@ -58,7 +58,7 @@ class ShuffledBatches:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: ExampleSet,
         *,
         batch_size: int,
         seed: int,
@@ -79,6 +79,12 @@ class ShuffledBatches:
         count = len(self.examples)
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
         return [(p // count, int(self._order(p // count)[p % count])) for p in places]
+
+    def sizes(self, step: int) -> tuple[list[int], list[int]]:
+        """Tokens, and scored tokens, of each example of a step."""
+        ids = self.ids(step)
+        partners = [int(self._ring(epoch)[identity]) for epoch, identity in ids] if self.mismatched else None
+        return _sizes(self.examples.lengths, [identity for _, identity in ids], partners)
 
     def example(self, epoch: int, identity: int) -> Example:
         """An example as that epoch shows it."""
@@ -103,7 +109,7 @@ class OrderedBatches:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: ExampleSet,
         *,
         batch_size: int,
         mismatched: bool = False,
@@ -112,11 +118,18 @@ class OrderedBatches:
     ):
         self.examples = examples
         self.batch_size = batch_size
+        self.mismatched = mismatched
         self.attach = attach
         self._ring = _partners(len(examples), seed, 0) if mismatched else None
 
     def __len__(self) -> int:
         return -(-len(self.examples) // self.batch_size)
+
+    def sizes(self, step: int) -> tuple[list[int], list[int]]:
+        """Tokens, and scored tokens, of each example of a batch."""
+        ids = list(self._ids(step))
+        partners = None if self._ring is None else [int(self._ring[i]) for i in ids]
+        return _sizes(self.examples.lengths, ids, partners)
 
     def example(self, identity: int) -> Example:
         """An example as the pass shows it."""
@@ -125,8 +138,18 @@ class OrderedBatches:
 
     def __call__(self, step: int) -> list[tuple[int, Example]]:
         """The examples of a batch, each with its id."""
-        stop = min(len(self.examples), (step + 1) * self.batch_size)
-        return [(i, self.example(i)) for i in range(step * self.batch_size, stop)]
+        return [(i, self.example(i)) for i in self._ids(step)]
+
+    def _ids(self, step: int) -> range:
+        return range(step * self.batch_size, min(len(self.examples), (step + 1) * self.batch_size))
+
+
+def _sizes(lengths: np.ndarray, ids: Sequence[int], partners: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    """From the set's lengths ``[n, 1 + K]``, the prompt first, to what each example fills of a row."""
+    scored = lengths[ids, 1:].sum(axis=1)
+    if partners is not None:
+        scored = scored + lengths[partners, 1]
+    return (scored + lengths[ids, 0]).tolist(), scored.tolist()
 
 
 def _shown(example: Example, partner: Example | None, attach: Attach | None, epoch: int, identity: int) -> Example:

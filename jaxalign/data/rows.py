@@ -211,21 +211,14 @@ def choose_shape(
     return RowShape(length, slots, need_examples, completions)
 
 
-def choose_row_counts(
-    tokens: np.ndarray, scored: np.ndarray, shape: RowShape, batch_size: int, multiple: int, shapes: int = 2
-) -> tuple[int, ...]:
-    """The few row counts to compile a step for: quantiles of what sample batches need, up to `multiple`.
+def choose_row_counts(needs: Sequence[int], multiple: int, shapes: int = 2) -> tuple[int, ...]:
+    """The few row counts to compile a step for: quantiles of what its batches need, rounded up.
 
     Args:
-      tokens: prompt plus completion tokens of every example, ``[n]``.
-      scored: scored tokens of every example, ``[n]``.
-      shape: what a row holds.
-      batch_size: examples of an optimizer step.
-      multiple: rows are a multiple of this (devices along the batch axes times micro-batches).
+      needs: rows that each batch needs; the largest is always among the counts.
+      multiple: row counts are multiples of this (devices along the batch axes times micro-batches).
       shapes: how many counts at most.
     """
-    samples = _sample_batches(len(tokens), batch_size)
-    needs = [len(plan_rows(tokens[batch].tolist(), scored[batch].tolist(), shape).rows) for batch in samples]
     quantiles = np.quantile(needs, np.linspace(0, 1, shapes + 1)[1:], method="higher")
     return tuple(sorted({_round_up(int(need), multiple) for need in quantiles}))
 

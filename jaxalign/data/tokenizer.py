@@ -21,8 +21,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"tokenizer: {str(folder)!r} holds none that can be read ({reason}). Expected a folder with tokenizer.json, "
-            "or set model.tokenizer."
+            f"tokenizer: {str(folder)!r} holds none that can be read ({reason}). Expected a folder with "
+            "tokenizer.json, or set model.tokenizer."
         ) from error
     if tokenizer.eos_token_id is None:
         raise DataError(

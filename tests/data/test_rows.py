@@ -88,12 +88,13 @@ def test_the_chosen_shape_fits_the_data(seed, batch_size):
     assert shape.tokens >= tokens.max()
     assert shape.scored >= scored.max()
     assert shape.examples >= 1
-    counts = choose_row_counts(tokens, scored, shape, batch_size, multiple=4)
+    batches = [generator.choice(50, min(batch_size, 50), replace=False) for _ in range(8)]
+    needs = [len(plan_rows(tokens[batch].tolist(), scored[batch].tolist(), shape).rows) for batch in batches]
+    counts = choose_row_counts(needs, multiple=4)
     assert 1 <= len(counts) <= 2
     assert all(count % 4 == 0 for count in counts)
-    batch = generator.choice(50, min(batch_size, 50), replace=False)
-    need = len(plan_rows(tokens[batch].tolist(), scored[batch].tolist(), shape).rows)
-    assert fit_row_count(need, counts, 4) >= need
+    assert all(fit_row_count(need, counts, 4) >= need for need in needs)
+    assert {fit_row_count(need, counts, 4) for need in needs} <= set(counts)
 
 
 def test_a_fixed_row_length_must_hold_the_longest_example():

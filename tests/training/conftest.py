@@ -12,7 +12,7 @@ import pytest
 
 from jaxalign.data.pipeline import OrderedBatches, Packer
 from jaxalign.data.records import Example, ExampleSet
-from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape
+from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
 from jaxalign.methods import METHODS, Layout
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
@@ -96,13 +96,11 @@ def one_step(
     method = METHODS[method_name]
     mismatched = method.batch_coupled and max(COMPLETIONS[method.layout]) == 2 and method.layout is Layout.UNPAIRED
     batches = OrderedBatches(examples, batch_size=len(examples), mismatched=mismatched, seed=11)
-    shown = [batches.example(i) for i in range(len(examples))]
-    scored = np.array([sum(map(len, e.completions)) for e in shown])
-    tokens = scored + np.array([len(e.prompt) for e in shown])
+    tokens, scored = map(np.array, batches.sizes(0))
     plan = plan or make_mesh(devices=jax.devices()[:1])
     multiple = plan.batch_size * microbatches
-    shape = shape or choose_shape(tokens, scored, len(shown[0].completions), len(shown))
-    counts = choose_row_counts(tokens, scored, shape, len(shown), multiple)
+    shape = shape or choose_shape(tokens, scored, examples.completions + mismatched, len(examples))
+    counts = choose_row_counts([len(plan_rows(tokens.tolist(), scored.tolist(), shape).rows)], multiple)
     names = ("desirable",) if method.layout is Layout.UNPAIRED else ()
     packer = Packer(shape, (row_count,) if row_count else counts, multiple, column_names=names)
     batch = packer(batches(0))

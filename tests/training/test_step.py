@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.training.conftest import CONFIG, assert_same, examples_for, one_step
 
 from jaxalign.data.rows import RowShape
 from jaxalign.methods import METHODS, Layout
 from jaxalign.models.policy import build_policy
 from jaxalign.training.inputs import objective_inputs
 from jaxalign.training.mesh import make_mesh
+from tests.training.conftest import CONFIG, assert_same, examples_for, one_step
 
 EVERY = list(METHODS)
 
