@@ -23,11 +23,7 @@ from jaxalign.errors import ModelError, did_you_mean
 from jaxalign.models.layers import exact
 from jaxalign.types import Rows
 
-DENSE_LENGTH = 1024
-"""Longest row, in tokens, for which `attend` takes the dense form: its scores are ``[R, H, T, T]``."""
-QUERY_BLOCK = 256
-KEY_BANDS = 4
-HIDDEN = -1e30
+DENSE_LENGTH = 64
 """Score of a key that is not seen. Finite: a query that sees nothing would otherwise give nan."""
 
 
@@ -87,44 +83,44 @@ def dense(query: Array, key: Array, value: Array, ranges: Ranges, window: Window
 
 
 def chunked(query: Array, key: Array, value: Array, ranges: Ranges, window: Window) -> Array:
-    """Scores of `QUERY_BLOCK` queries at a time, computed again in the backward pass; never ``[R, H, T, T]``.
+    """Scores of one block of queries at a time, computed again in the backward pass; never ``[R, H, T, T]``.
 
-    The row is cut into `KEY_BANDS` bands of blocks, and a band is shown only the keys up to its own end, since no
-    token sees a later one: with 4 bands 5/8 of the full square is computed.
+    A block sees only the keys up to its own end, since no token sees a later one: with B blocks ``(B + 1) / 2B`` of the
+    full square is computed. The softmax is divided out after the product with the values, ``[Q, C]`` numbers instead of
+    ``[Q, T]``. On a CPU this takes a third of the dense form's time at 448 tokens, since a block's scores stay in cache.
     """
-    length = query.shape[1]
-    blocks = -(-length // QUERY_BLOCK)
-    bands = min(KEY_BANDS, blocks)
-    out, start = [], 0
-    for band in range(bands):
-        count = (blocks * (band + 1)) // bands - start // QUERY_BLOCK
-        stop = start + count * QUERY_BLOCK
-        end = min(stop, length)
-        banded = _band(query, key[:, :end], value[:, :end], ranges, window, start, count)
-        out.append(banded[:, : end - start])
-        start = stop
-    return jnp.concatenate(out, axis=1)
+    length, heads, width = query.shape[1:]
+    shared = heads // key.shape[2]
+    # Heads before tokens: every product is then one of plain matrices.
+    query = jnp.swapaxes(query, 1, 2) * width**-0.5
+    key, value = (jnp.repeat(jnp.swapaxes(x, 1, 2), shared, axis=1) for x in (key, value))
+    size = max(SMALLEST_BLOCK, -(-length // (MOST_BLOCKS * SMALLEST_BLOCK)) * SMALLEST_BLOCK)
+    out = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        index = jnp.arange(start, stop, dtype=jnp.int32)
+        mask = visible(Ranges(*(x[:, start:stop] for x in ranges)), index, ranges.positions[:, :stop], window)
+        out.append(_block(query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], mask))
+    return jnp.swapaxes(jnp.concatenate(out, axis=2), 1, 2)
 
 
-def _band(query: Array, key: Array, value: Array, ranges: Ranges, window: Window, start: int, count: int) -> Array:
-    rows = query.shape[0]
-    stop = start + count * QUERY_BLOCK
-
-    def fold(x: Array) -> Array:
-        x = x[:, start:stop]
-        x = jnp.pad(x, [(0, 0), (0, stop - start - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, count, QUERY_BLOCK, *x.shape[2:]), 1, 0)
-
-    key_positions = ranges.positions[:, : key.shape[1]]
-    index = start + jnp.arange(count * QUERY_BLOCK, dtype=jnp.int32).reshape(count, QUERY_BLOCK)
-
-    @jax.checkpoint
-    def block(inputs: tuple[Array, Ranges, Array]) -> Array:
-        queries, its_ranges, its_index = inputs
-        return masked_attention(queries, key, value, visible(its_ranges, its_index, key_positions, window))
-
-    out = jax.lax.map(block, (fold(query), Ranges(*map(fold, ranges)), index))
-    return jnp.moveaxis(out, 0, 1).reshape(rows, count * QUERY_BLOCK, *query.shape[2:])
+@jax.checkpoint
+def _block(
+    query: Float[Array, "R H Q C"], key: Float[Array, "R H T C"], value: Float[Array, "R H T C"], mask: Array
+) -> Float[Array, "R H Q C"]:
+    precision = exact(query.dtype)
+    scores = jnp.einsum("rhqc,rhkc->rhqk", query, key, precision=precision, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None], scores, HIDDEN)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    out = jnp.einsum(
+        "rhqk,rhkc->rhqc",
+        weights.astype(value.dtype),
+        value,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    return (out / total).astype(query.dtype)
 
 
 def automatic(query: Array, key: Array, value: Array, ranges: Ranges, window: Window) -> Array:

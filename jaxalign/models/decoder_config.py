@@ -137,7 +137,7 @@ def decoder_config(values: Mapping[str, Any]) -> DecoderConfig:
     ]
     if isinstance(values.get("heads"), int) and values["heads"] > 0:
         values.setdefault("kv_heads", values["heads"])
-        if isinstance(values.get("width"), int):
+        if isinstance(values.get("width"), int | float):
             values.setdefault("head_dim", values["width"] // values["heads"])
     scaling = values.get("rope_scaling")
     if isinstance(scaling, Mapping):

@@ -155,17 +155,18 @@ def build_policy(
         states, cache, _ = run(variables, tokens[:, None], positions[:, None], cache=cache)
         return project(variables, states[:, 0]), cache
 
+    # Compiled, so that a call outside of jit does not trace and compile the scan anew; inside of jit it is inlined.
     return Policy(
         config=config,
         dtype=compute,
         param_dtype=stored,
-        hidden=hidden,
+        hidden=jax.jit(hidden),
         head=head,
-        logits=logits,
-        init=init,
+        logits=jax.jit(logits),
+        init=jax.jit(init),
         abstract=abstract,
         axes=axes,
-        prefill=prefill,
-        decode=decode,
+        prefill=jax.jit(prefill, static_argnames="cache_length"),
+        decode=jax.jit(decode),
         soft_cap=config.soft_cap,
     )
