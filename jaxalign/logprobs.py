@@ -70,7 +70,7 @@ def token_scores(
     states = jnp.take_along_axis(hidden, source[..., None], axis=1)
     blocks = _blocks(head.shape[1], vocabulary_chunk)
     scores = _scores(states, head, target, soft_cap, chunk, blocks, statistics)
-    return TokenScores(*(None if value is None else value[:, :scored] for value in scores))
+    return TokenScores(*jax.tree.map(lambda value: value[:, :scored], scores))
 
 
 def completion_sums(

@@ -7,7 +7,7 @@ describes, and `choose_shape` reads off the data how long rows should be. All th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -138,19 +138,20 @@ def build_rows(
                 else:
                     columns[name][r, e] = value
     columns["example_id"] = example_id
-    return Rows(
-        tokens=tokens,
-        positions=positions,
-        own_start=own_start,
-        prefix_start=prefix_start,
-        prefix_end=prefix_end,
-        score_source=score_source,
-        score_target=score_target,
-        score_slot=score_slot,
-        example_mask=example_id >= 0,
-        columns=columns,
-        completions=completions,
-    )
+    # Host arrays until the batch is put on its devices.
+    arrays: dict[str, Any] = {
+        "tokens": tokens,
+        "positions": positions,
+        "own_start": own_start,
+        "prefix_start": prefix_start,
+        "prefix_end": prefix_end,
+        "score_source": score_source,
+        "score_target": score_target,
+        "score_slot": score_slot,
+        "example_mask": example_id >= 0,
+        "columns": columns,
+    }
+    return Rows(**arrays, completions=completions)
 
 
 def _empty_column(value, shape, count):

@@ -93,9 +93,9 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
-                iterator=ocp.args.JsonSave(dict(iterator)),  # pyright: ignore[reportCallIssue]
-                run=ocp.args.JsonSave(dict(run)),  # pyright: ignore[reportCallIssue]
+                state=ocp.args.StandardSave(state),
+                iterator=ocp.args.JsonSave(dict(iterator)),
+                run=ocp.args.JsonSave(dict(run)),
             ),
             metrics=chosen,
             force=True,
@@ -134,7 +134,7 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract),  # pyright: ignore[reportCallIssue]
+                state=ocp.args.StandardRestore(abstract),
                 iterator=ocp.args.JsonRestore(),
                 run=ocp.args.JsonRestore(),
             ),
@@ -152,7 +152,7 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
+                state=ocp.args.PyTreeRestore(
                     item={"trainable": abstract},
                     restore_args=ocp.checkpoint_utils.construct_restore_args({"trainable": abstract}),
                     partial_restore=True,

@@ -109,7 +109,7 @@ class MeshPlan:
         return jax.tree.map(put, rows)
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> MeshPlan:
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> MeshPlan:
     """Builds the mesh over all devices.
 
     Args:
