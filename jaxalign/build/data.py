@@ -69,6 +69,13 @@ def architecture(config: RunConfig) -> DecoderConfig:
     return parse_config(raw, generation={}, where=str(path))
 
 
+def tokenizer_folder(config: RunConfig) -> Path:
+    """The folder of the run's tokenizer: the one it names, or the model's."""
+    source = config.model.tokenizer or config.model.path
+    assert source is not None  # config_checks says so first
+    return resolve(source)
+
+
 def check_data(config: RunConfig, *, tokenizer: Any = None) -> CheckedData:
     """Reads, checks and tokenises all data of a run, before any weights are read.
 
@@ -81,7 +88,7 @@ def check_data(config: RunConfig, *, tokenizer: Any = None) -> CheckedData:
       ConfigError: the data do not fit the model.
     """
     decoder = architecture(config)
-    tokenizer = tokenizer or load_tokenizer(resolve(config.model.tokenizer or config.model.path))
+    tokenizer = tokenizer or load_tokenizer(tokenizer_folder(config))
     data = config.data
     max_length = data.max_length or min(DEFAULT_MAX_LENGTH, decoder.max_positions)
     if max_length > decoder.max_positions:

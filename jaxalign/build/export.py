@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from jaxalign.build.data import architecture
+from jaxalign.build.data import architecture, tokenizer_folder
 from jaxalign.build.model import make_policy, mesh_plan
 from jaxalign.config import RunConfig, read_json
 from jaxalign.data.tokenizer import load_tokenizer
@@ -46,7 +46,7 @@ def _convert_checkpoint(run: Path, step: int | None, target: str | Path, dtype: 
     if step is None and checkpoints.latest_step is None:
         raise ConfigError(f"--from: {run} has no checkpoint yet.")
     policy, trained = _restore(config, checkpoints, step)
-    tokenizer = load_tokenizer(resolve(config.model.tokenizer or config.model.path))
+    tokenizer = load_tokenizer(tokenizer_folder(config))
     save_pretrained(policy, trained, target, tokenizer=tokenizer, dtype=dtype)
 
 
