@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test judge check lint types imports shell format wheel clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed-report
+demo: $(VENV)/.installed
 	$(BIN)/jaxalign quickstart --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-test
@@ -55,7 +55,12 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp for each extra; pip installs again when the dependencies change.
+# One stamp for the package and one for each extra; pip installs again when the dependencies change.
+$(VENV)/.installed: pyproject.toml | $(VENV)/.made
+	@echo "installing jaxalign into $(VENV)"
+	@$(BIN)/python -m pip $(PIP_INSTALL) -e .
+	@touch $@
+
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/.made
 	@echo "installing jaxalign[$*] into $(VENV)"
 	@$(BIN)/python -m pip $(PIP_INSTALL) -e '.[$*]'
