@@ -7,7 +7,7 @@ value ``[R, T, G, C]``, the rows' ranges, and the window; result ``[R, T, H, C]`
     prefix_start[q] <= k < prefix_end[q]   the prompt of its example
     positions[q] - positions[k] < window   and, where the layer has a sliding window, not too long ago
 
-Scores and softmax are float32; head ``h`` reads key/value head ``h // (H/G)``, which is never repeated in memory.
+Scores and softmax are float32; head ``h`` reads key/value head ``h // (H/G)``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from jaxalign.models.layers import exact
 from jaxalign.types import Rows
 
 DENSE_LENGTH = 64
+"""Longest row, in tokens, that goes as one block: its scores are ``[R, H, T, T]``."""
+SMALLEST_BLOCK = 64
+MOST_BLOCKS = 16
+"""Blocks of the chunked form: at least so many queries each, and at most so many blocks, since they are unrolled."""
+HIDDEN = -1e30
 """Score of a key that is not seen. Finite: a query that sees nothing would otherwise give nan."""
 
 

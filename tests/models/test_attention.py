@@ -66,7 +66,7 @@ def inputs(rows: int, length: int, heads: int, kv_heads: int, width: int):
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_equals_the_definition(form, window, kv_heads, monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(attention, "SMALLEST_BLOCK", 8)
     arrays, ranges = inputs(2, 37, 4, kv_heads, 6), packed_ranges(37, 2, seed=3)
     out = FORMS[form](*arrays, ranges, window)
     np.testing.assert_allclose(out, definition(*arrays, ranges, window), atol=1e-6)
@@ -74,7 +74,7 @@ def test_equals_the_definition(form, window, kv_heads, monkeypatch):
 
 @pytest.mark.parametrize("length", [16, 65, 130])
 def test_chunked_equals_dense_with_gradient(length, monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(attention, "SMALLEST_BLOCK", 16)
     arrays, ranges = inputs(2, length, 4, 2, 8), packed_ranges(length, 2, seed=length)
     weights = jax.random.normal(jax.random.key(9), arrays[0].shape)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,3 +158,29 @@ def assert_same(one: Outcome, other: Outcome, tolerance: float = 1e-5) -> None:
     close([one.policy_sums[i] for i in order], [other.policy_sums[i] for i in order], "policy_sums")
     close([one.reference_sums[i] for i in order], [other.reference_sums[i] for i in order], "reference_sums")
     jax.tree.map(lambda a, b: close(a, b, "parameters"), one.params, other.params)
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory, policy, variables):
+    """A folder with a tiny model, its tokenizer, and preference pairs: what the command needs."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from jaxalign import save_pretrained
+
+    folder = tmp_path_factory.mktemp("world")
+    words = ["<s>", "</s>", "<unk>", *(f"w{i}" for i in range(CONFIG.vocab_size - 3))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>", add_bos_token=True
+    )
+    save_pretrained(policy, variables[0], folder / "model", tokenizer=tokenizer)
+    generator = np.random.default_rng(5)
+
+    def text(longest):
+        return " ".join(f"w{i}" for i in generator.integers(0, CONFIG.vocab_size - 3, generator.integers(2, longest)))
+
+    rows = [{"prompt": f"w{i} {text(9)} ", "chosen": text(9), "rejected": text(9)} for i in range(24)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
