@@ -49,13 +49,14 @@ def make_start_check(
                 f"the policy and {reference[r, e, k]:.6g} under the reference (nats). The reference is not the model "
                 "that training starts from. Set train.check_first_step=false only if that is meant."
             )
+        rows = jax.tree.map(jnp.asarray, batch.rows)
         inputs = objective_inputs(
             method,
             policy_sums=jnp.asarray(reference),
             reference_sums=jnp.asarray(reference),
-            lengths=completion_lengths(batch.rows),
-            columns=batch.rows.columns,
-            example_mask=jnp.asarray(mask),
+            lengths=completion_lengths(rows),
+            columns=rows.columns,
+            example_mask=rows.example_mask,
         )
         expected_output = method.objective(**inputs, **options)
         weights = np.where(mask.reshape(-1), expected_output.weights, 0.0)
