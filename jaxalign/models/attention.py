@@ -12,6 +12,7 @@ Scores and softmax are float32; head ``h`` reads key/value head ``h // (H/G)``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,6 +29,11 @@ DENSE_LENGTH = 64
 SMALLEST_BLOCK = 64
 MOST_BLOCKS = 16
 """Blocks of the chunked form: at least so many queries each, and at most so many blocks, since they are unrolled."""
+LOOPED_LENGTH = 1024
+"""Rows longer than this go through a loop in `LOOP_BANDS` bands of blocks of `LOOPED_BLOCK` queries: XLA runs unrolled
+blocks side by side on some devices, and would hold all their scores."""
+LOOPED_BLOCK = 128
+LOOP_BANDS = 4
 HIDDEN = -1e30
 """Score of a key that is not seen. Finite: a query that sees nothing would otherwise give nan."""
 
@@ -92,13 +98,15 @@ def chunked(query: Array, key: Array, value: Array, ranges: Ranges, window: Wind
 
     A block sees only the keys up to its own end, since no token sees a later one: with B blocks ``(B + 1) / 2B`` of the
     full square is computed. The softmax is divided out after the product with the values, ``[Q, C]`` numbers instead of
-    ``[Q, T]``. On a CPU this takes a third of the dense form's time at 448 tokens, since a block's scores stay in cache.
+    ``[Q, T]``. On a CPU this takes a third of the dense form's time at 448 tokens: a block's scores stay in cache.
     """
     length, heads, width = query.shape[1:]
     shared = heads // key.shape[2]
     # Heads before tokens: every product is then one of plain matrices.
     query = jnp.swapaxes(query, 1, 2) * width**-0.5
     key, value = (jnp.repeat(jnp.swapaxes(x, 1, 2), shared, axis=1) for x in (key, value))
+    if length > LOOPED_LENGTH:
+        return jnp.swapaxes(_looped(query, key, value, ranges, window), 1, 2)
     size = max(SMALLEST_BLOCK, -(-length // (MOST_BLOCKS * SMALLEST_BLOCK)) * SMALLEST_BLOCK)
     out = []
     for start in range(0, length, size):
@@ -107,6 +115,41 @@ def chunked(query: Array, key: Array, value: Array, ranges: Ranges, window: Wind
         mask = visible(Ranges(*(x[:, start:stop] for x in ranges)), index, ranges.positions[:, :stop], window)
         out.append(_block(query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], mask))
     return jnp.swapaxes(jnp.concatenate(out, axis=2), 1, 2)
+
+
+def _looped(query: Array, key: Array, value: Array, ranges: Ranges, window: Window) -> Array:
+    """The chunked form with one block at a time; a band of blocks sees the keys up to the band's end."""
+    length = query.shape[2]
+    blocks = -(-length // LOOPED_BLOCK)
+    bands = min(LOOP_BANDS, blocks)
+    bounds = [band * blocks // bands for band in range(bands + 1)]
+
+    def fold(x: Array, axis: int, first: int, count: int) -> Array:
+        """Blocks ``first, first + 1, ...`` of the tokens on `axis`, stacked in front; the last one is padded."""
+        x = jax.lax.slice_in_dim(x, first * LOOPED_BLOCK, min((first + count) * LOOPED_BLOCK, length), axis=axis)
+        room = [(0, 0)] * x.ndim
+        room[axis] = (0, count * LOOPED_BLOCK - x.shape[axis])
+        x = jnp.pad(x, room)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], count, LOOPED_BLOCK, *x.shape[axis + 1 :]), axis, 0)
+
+    out = []
+    for first, last in itertools.pairwise(bounds):
+        end = min(last * LOOPED_BLOCK, length)
+        keys, values, positions = key[:, :, :end], value[:, :, :end], ranges.positions[:, :end]
+
+        @jax.checkpoint  # The mask too is made again, rather than kept for every block.
+        def block(inputs: tuple[Array, Ranges, Array], keys=keys, values=values, positions=positions) -> Array:
+            queries, its_ranges, start = inputs
+            index = start + jnp.arange(LOOPED_BLOCK, dtype=jnp.int32)
+            return _block(queries, keys, values, visible(its_ranges, index, positions, window))
+
+        count = last - first
+        starts = jnp.arange(first, last, dtype=jnp.int32) * LOOPED_BLOCK
+        folded = Ranges(*(fold(x, 1, first, count) for x in ranges))
+        band = jax.lax.map(block, (fold(query, 2, first, count), folded, starts))
+        band = jnp.moveaxis(band, 0, 2)
+        out.append(band.reshape(*band.shape[:2], count * LOOPED_BLOCK, band.shape[-1]))
+    return jnp.concatenate(out, axis=2)[:, :, :length]
 
 
 @jax.checkpoint

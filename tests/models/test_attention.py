@@ -73,8 +73,12 @@ def test_equals_the_definition(form, window, kv_heads, monkeypatch):
 
 
 @pytest.mark.parametrize("length", [16, 65, 130])
-def test_chunked_equals_dense_with_gradient(length, monkeypatch):
+@pytest.mark.parametrize("looped", [False, True])
+def test_chunked_equals_dense_with_gradient(length, looped, monkeypatch):
     monkeypatch.setattr(attention, "SMALLEST_BLOCK", 16)
+    monkeypatch.setattr(attention, "LOOPED_BLOCK", 16)
+    if looped:
+        monkeypatch.setattr(attention, "LOOPED_LENGTH", 8)
     arrays, ranges = inputs(2, length, 4, 2, 8), packed_ranges(length, 2, seed=length)
     weights = jax.random.normal(jax.random.key(9), arrays[0].shape)
 
@@ -83,7 +87,7 @@ def test_chunked_equals_dense_with_gradient(length, monkeypatch):
             out = FORMS[form](*arrays, ranges, 7)
             return jnp.sum(out * weights), out
 
-        (_, out), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays)
+        (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
         return out, grads
 
     (dense, dense_grads), (chunked, chunked_grads) = run("dense"), run("chunked")
