@@ -17,9 +17,9 @@ from jaxalign.build.data import (
     lay_out,
     ordered,
 )
-from jaxalign.build.model import load_folder, make_policy, mesh_plan, start_variables
+from jaxalign.build.model import load_folder, make_policy, mesh_plan, settled, start_variables
 from jaxalign.build.reference import RunReference, make_reference
-from jaxalign.config import RunConfig, resolve, validate
+from jaxalign.config import RunConfig
 from jaxalign.data.pipeline import ordered_iterator
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.preferences import evaluate_preferences, make_eval_step
@@ -79,10 +79,7 @@ def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | 
       DataError: the run has no held-out data.
       ConfigError: the configuration is wrong, or a moving reference cannot be had any more.
     """
-    config = resolve(config)
-    problems = validate(config, devices=jax.device_count())
-    if problems:
-        raise ConfigError(problems)
+    config = settled(config)
     if config.reference.mode == "moving":
         raise ConfigError(
             "reference.mode: got 'moving', whose reference is not exported. Evaluate with live: the policy before "

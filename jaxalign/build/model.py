@@ -1,4 +1,4 @@
-"""The policy of a run on its mesh, and its optimizer."""
+"""A run's configuration made ready, its mesh, and its policy on it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,26 @@ from typing import Any
 
 import jax
 
-from jaxalign.config import RunConfig
+from jaxalign.config import RunConfig, resolve, validate
+from jaxalign.errors import ConfigError
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.models.huggingface import load_variables, resolve
+from jaxalign.models.huggingface import load_variables
+from jaxalign.models.huggingface import resolve as resolve_model
 from jaxalign.models.policy import Policy, build_policy
 from jaxalign.training.mesh import MeshPlan, make_mesh
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The configuration with nothing left to guess.
+
+    Raises:
+      ConfigError: with all its problems.
+    """
+    config = resolve(config)
+    problems = validate(config, devices=jax.device_count())
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def mesh_plan(config: RunConfig) -> MeshPlan:
@@ -34,7 +49,7 @@ def make_policy(config: RunConfig, decoder: DecoderConfig, plan: MeshPlan) -> Po
 def start_variables(config: RunConfig, policy: Policy, plan: MeshPlan) -> Any:
     """The weights that training starts from, each read straight into its shards."""
     if config.model.path is not None:
-        return load_folder(resolve(config.model.path), policy, plan)
+        return load_folder(resolve_model(config.model.path), policy, plan)
     shardings = plan.tree_shardings(policy.axes(), policy.abstract())
     return jax.jit(policy.init, out_shardings=shardings)(jax.random.key(config.train.seed))
 

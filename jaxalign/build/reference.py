@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxalign.build.data import CheckedData, architecture, check_data, is_mismatched, lay_out, training_steps
-from jaxalign.build.model import load_folder, make_policy, mesh_plan, start_variables
+from jaxalign.build.model import load_folder, make_policy, mesh_plan, settled, start_variables
 from jaxalign.build.progress import bar
 from jaxalign.build.reference_views import View, reference_views
 from jaxalign.config import RunConfig
@@ -104,8 +104,11 @@ def cache_reference(config: RunConfig) -> dict[str, Any]:
       The reference's hash and counts of completions: different ones, found, computed now, damaged.
 
     Raises:
-      ConfigError: the run has no reference.
+      ConfigError: the configuration is wrong, or the run has no reference that can be cached.
     """
+    config = settled(config)
+    if config.reference.mode == "moving":
+        raise ConfigError("reference.mode: got 'moving', so there is nothing to cache: it changes while training.")
     if config.reference.source == "none":
         raise ConfigError(f"reference.source: got none (method {config.method.name}), so there is nothing to cache.")
     data, plan = check_data(config), mesh_plan(config)
@@ -146,7 +149,7 @@ def _fill(
         Path(config.reference.cache_dir or os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign").expanduser(),
         reference_hash=reference_hash,
         template_hash=views["train"].template_hash,
-        precision=f"{config.model.dtype}/{FORWARD}",
+        precision=f"{config.model.dtype}/{config.model.param_dtype}/{FORWARD}",
         process_index=jax.process_index(),
     )
     scorer: list[RowScorer] = []

@@ -21,12 +21,11 @@ from jaxalign.build.data import (
 )
 from jaxalign.build.evaluate import make_evaluator
 from jaxalign.build.manifest import Manifest
-from jaxalign.build.model import make_policy, mesh_plan, start_variables
+from jaxalign.build.model import make_policy, mesh_plan, settled, start_variables
 from jaxalign.build.reference import RunReference, make_reference
 from jaxalign.build.start_check import make_start_check
-from jaxalign.config import RunConfig, resolve, to_dict, validate
+from jaxalign.config import RunConfig, to_dict
 from jaxalign.data.pipeline import training_iterator
-from jaxalign.errors import ConfigError
 from jaxalign.methods import get_method
 from jaxalign.models.export import save_pretrained
 from jaxalign.models.policy import Policy
@@ -72,10 +71,7 @@ def train(config: RunConfig, workdir: str | Path) -> TrainResult:
       ConfigError, DataError, NumericsError: see `jaxalign.errors`.
       Interrupted: after a signal, with everything saved.
     """
-    config = resolve(config)
-    problems = validate(config, devices=jax.device_count())
-    if problems:
-        raise ConfigError(problems)
+    config = settled(config)
     workdir = Path(workdir)
     data = check_data(config)
     plan = mesh_plan(config)
