@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -129,6 +130,7 @@ def build_policy(
     def init(rng: Array) -> dict[str, Any]:
         return jax.tree.map(Named.unbox, boxed(rng), is_leaf=is_box)
 
+    @functools.cache  # traced once; the trees handed out are made anew from it
     def shapes() -> Any:
         return jax.eval_shape(lambda: boxed(jax.random.key(0)))
 
