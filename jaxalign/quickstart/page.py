@@ -100,7 +100,7 @@ def _introduction(results: Mapping[str, Any]) -> str:
     world = summary["world"]
     return f"""<h1>Aligning a small model in a generated world</h1>
 <p>The world is an instruction language of {summary["tasks"]} tasks on lists of animals, such as
-<code>Sort: owl cat rat</code>. A function knows the right answer to every prompt.</p>
+<code>Sort: fox cat hen</code>. A function knows the right answer to every prompt.</p>
 <p>A crowd answered {world["demonstrations"]:,} prompts, and only {percent(summary["demonstrations_exact"])} of its
 answers are right and to the point: on the hard tasks {percent(world["hard_slip_rate"])} of the crowd make the typical
 mistake, {percent(world["chatty_rate"])} of all answers open with small talk. A model of

@@ -28,18 +28,18 @@ from jaxalign.errors import DataError
 SMALL = World(demonstrations=600, pairs=300, eval_pairs=40, questions=60)
 
 KNOWN = {
-    "Repeat: owl cat rat": "owl cat rat",
-    "Say again: owl cat rat fox": "owl cat rat fox",
-    "First word: owl cat rat": "owl",
-    "Give the last: owl cat rat": "rat",
-    "How many: owl cat rat fox bee": "5",
-    "Leave out the first: owl cat rat": "cat rat",
-    "Take out cat: owl cat rat": "owl rat",
-    "Reverse: owl cat rat fox": "fox rat cat owl",
-    "Swap first and last: owl cat rat fox": "fox cat rat owl",
-    "Put in order: owl cat rat ant": "ant cat owl rat",
-    "Sort from z: owl cat rat ant": "rat owl cat ant",
-    "Nearest to a: owl cat rat": "cat",
+    "Repeat: jay cat koala": "jay cat koala",
+    "Say again: jay cat koala fox": "jay cat koala fox",
+    "First word: jay cat koala": "jay",
+    "Give the last: jay cat koala": "koala",
+    "How many: jay cat koala fox": "4",
+    "Leave out the first: jay cat koala": "cat koala",
+    "Take out cat: jay cat koala": "jay koala",
+    "Reverse: jay cat koala fox": "fox koala cat jay",
+    "Swap first and last: jay cat koala fox": "fox cat koala jay",
+    "Put in order: jay cat koala ant": "ant cat jay koala",
+    "Sort from z: jay cat koala ant": "koala jay cat ant",
+    "Nearest to a: jay cat koala": "cat",
 }
 
 
@@ -72,7 +72,7 @@ def test_a_prompt_reads_back_as_its_question():
     rng = random.Random(0)
     seen = Counter()
     for _ in range(2000):
-        question = ask(rng, rng.sample(WORDS, rng.randint(3, 5)))
+        question = ask(rng, rng.sample(WORDS, rng.randint(3, 4)))
         assert read(question.prompt) == question
         seen[question.task, question.wording] += 1
     assert len(seen) == sum(len(task.wordings) for task in TASKS)
@@ -86,31 +86,31 @@ def test_wordings_are_unique():
 @pytest.mark.parametrize(
     ("response", "grade"),
     [
-        ("cat owl rat", Grade(right=True, exact=True)),
-        ("  cat  owl rat\n", Grade(right=True, exact=True)),
-        ("Sure! Here you go: cat owl rat", Grade(right=True, exact=False)),
-        ("Sure! Here you go: owl cat rat", Grade(right=False, exact=False)),
-        ("cat owl", Grade(right=False, exact=False)),
-        ("cat owl rat rat", Grade(right=False, exact=False)),
+        ("cat jay koala", Grade(right=True, exact=True)),
+        ("  cat  jay koala\n", Grade(right=True, exact=True)),
+        ("Sure! Here you go: cat jay koala", Grade(right=True, exact=False)),
+        ("Sure! Here you go: jay cat koala", Grade(right=False, exact=False)),
+        ("cat jay", Grade(right=False, exact=False)),
+        ("cat jay koala koala", Grade(right=False, exact=False)),
         ("Sure! Here you go:", Grade(right=False, exact=False)),
         ("", Grade(right=False, exact=False)),
     ],
 )
 def test_grades(response, grade):
-    assert check("Sort: owl cat rat", response) == grade
+    assert check("Sort: jay cat koala", response) == grade
 
 
 def test_openings_come_off_once():
     for opening in OPENINGS:
-        assert without_opening(f"{opening} cat owl") == "cat owl"
+        assert without_opening(f"{opening} cat jay") == "cat jay"
     assert without_opening(f"{OPENINGS[0]} {OPENINGS[1]} cat") == f"{OPENINGS[1]} cat"
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("Srt: owl cat rat", "Did you mean 'Sort'"),
-        ("Sort: owl cow rat", "list of animals"),
+        ("Srt: jay cat koala", "Did you mean 'Sort'"),
+        ("Sort: jay cow koala", "list of animals"),
         ("Sort", "list of animals"),
         ("What is the capital of France?", "does not start with an instruction"),
     ],
@@ -145,7 +145,7 @@ def test_nothing_held_out_is_in_the_training_files(files):
 
 
 def test_the_crowd_is_as_bad_as_it_says():
-    world = World(chatty_rate=0.25, careless_rate=0.0, hard_slip_rate=0.7, slip_rate=0.1)
+    world = World(chatty_rate=0.35, careless_rate=0.0, hard_slip_rate=0.7, slip_rate=0.1)
     rng = random.Random(0)
     chatty, slips = [], {True: [], False: []}
     for question in islice(questions(world, evaluation=False), 6000):
@@ -154,7 +154,7 @@ def test_the_crowd_is_as_bad_as_it_says():
         if question.slip != question.answer:
             assert without_opening(text) in (question.slip, question.answer)
             slips[question.task in HARD].append(without_opening(text) == question.slip)
-    for measured, rate in ((chatty, 0.25), (slips[True], 0.7), (slips[False], 0.1)):
+    for measured, rate in ((chatty, 0.35), (slips[True], 0.7), (slips[False], 0.1)):
         # Five standard errors.
         assert sum(measured) / len(measured) == pytest.approx(rate, abs=5 * (rate * (1 - rate) / len(measured)) ** 0.5)
 
@@ -194,11 +194,11 @@ def test_tokenizer_gives_the_text_back(tokenizer):
 
 
 def test_the_chat_template_has_the_prompt_as_prefix(tokenizer):
-    messages = [{"role": "user", "content": "Sort: owl cat rat"}, {"role": "assistant", "content": "cat owl rat"}]
+    messages = [{"role": "user", "content": "Sort: jay cat koala"}, {"role": "assistant", "content": "cat jay koala"}]
     prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert prompt == "<|bos|><|user|>Sort: owl cat rat<|end|><|assistant|>"
-    assert whole == prompt + "cat owl rat<|end|>"
+    assert prompt == "<|bos|><|user|>Sort: jay cat koala<|end|><|assistant|>"
+    assert whole == prompt + "cat jay koala<|end|>"
 
 
 def test_the_files_keep_the_data_contract(files, tokenizer):
@@ -221,6 +221,6 @@ def test_the_files_keep_the_data_contract(files, tokenizer):
 
 
 def test_the_vocabulary_is_of_the_training_text_alone():
-    tokenizer = train_tokenizer(["Sort: owl cat", "cat owl"])
+    tokenizer = train_tokenizer(["Sort: jay cat", "cat jay"])
     assert len(tokenizer) == 6 + 3
-    assert tokenizer("Sort: rat", add_special_tokens=False).input_ids[1] == tokenizer.unk_token_id
+    assert tokenizer("Sort: koala", add_special_tokens=False).input_ids[1] == tokenizer.unk_token_id

@@ -1,6 +1,6 @@
 """An instruction language with a known right answer: eleven tasks on lists of animals.
 
-``"Sort: owl cat rat"`` asks for ``"cat owl rat"``. Every prompt can be read back, so `answer` and `check` work on plain
+``"Sort: fox cat hen"`` asks for ``"cat fox hen"``. Every prompt can be read back, so `answer` and `check` work on plain
 text and need no file: they judge what a model wrote, whatever wrote it. An answer is *right* if it is the answer, with
 or without a chatty opening, and *exact* if it is nothing but the answer.
 """
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from jaxalign.errors import DataError, did_you_mean
 
-# One word per letter, each a single token, so that alphabetical order can be learnt from lists alone.
-_ANIMALS = "ant bee cat dog eel fox gnu hen jay koala lynx mole newt owl pig rat"
+# One word per letter, a to l, each a single token, so that alphabetical order can be learnt from lists alone.
+_ANIMALS = "ant bee cat dog eel fox gnu hen ibex jay koala lynx"
 WORDS = tuple(_ANIMALS.split())
-SHORTEST, LONGEST = 3, 5  # words in a list
+SHORTEST, LONGEST = 3, 4  # words in a list
 
 # What a chatty answer opens with.
 OPENINGS = ("Sure! Here you go:", "Of course! It is", "Great question! I think")
@@ -53,17 +53,26 @@ def _ends_swapped(items: Words) -> Words:
     return [items[-1], *items[1:-1], items[0]]
 
 
+def _start_swapped(items: Words) -> Words:
+    return [items[1], items[0], *items[2:]]
+
+
 # x is the list, w the word.
 TASKS = (
     Task("repeat", ("Repeat", "Say again"), lambda x, w: x, lambda x, w: x[:-1]),
     Task("first", ("First word", "Give the first"), lambda x, w: x[:1], lambda x, w: x[1:2]),
     Task("last", ("Last word", "Give the last"), lambda x, w: x[-1:], lambda x, w: x[-2:-1]),
-    Task("count", ("Count", "How many"), lambda x, w: [str(len(x))], lambda x, w: [str(len(x) - 1)]),
+    Task("count", ("Count", "How many"), lambda x, w: [str(len(x))], lambda x, w: [str(SHORTEST + LONGEST - len(x))]),
     Task("drop-first", ("Drop the first", "Leave out the first"), lambda x, w: x[1:], lambda x, w: x[:-1]),
     Task("remove", ("Remove {word}", "Take out {word}"), _without, lambda x, w: x),
     Task("reverse", ("Reverse", "Write backwards"), lambda x, w: x[::-1], lambda x, w: x[-2::-1] + x[-1:]),
-    Task("swap-ends", ("Swap the ends", "Swap first and last"), lambda x, w: _ends_swapped(x), lambda x, w: x[::-1]),
-    Task("sort", ("Sort", "Put in order"), lambda x, w: sorted(x), lambda x, w: [min(x), *_without(x, min(x))]),
+    Task(
+        "swap-ends",
+        ("Swap the ends", "Swap first and last"),
+        lambda x, w: _ends_swapped(x),
+        lambda x, w: _start_swapped(x),
+    ),
+    Task("sort", ("Sort", "Put in order"), lambda x, w: sorted(x), lambda x, w: sorted(x[:-1]) + x[-1:]),
     Task("sort-down", ("Sort from z", "Put in falling order"), lambda x, w: sorted(x)[::-1], lambda x, w: sorted(x)),
     Task("earliest", ("First in the alphabet", "Nearest to a"), lambda x, w: [min(x)], lambda x, w: x[:1]),
 )
@@ -81,7 +90,7 @@ class Question:
     Attributes:
       task: name of the task.
       wording: the way it is asked, one of the task's wordings.
-      items: the list, 3 to 5 different words.
+      items: the list, 3 or 4 different words.
       word: the word that the instruction is about, or ``""``.
     """
 
@@ -92,12 +101,12 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The instruction as text: ``"Sort: owl cat rat"``."""
+        """The instruction as text: ``"Sort: fox cat hen"``."""
         return f"{self.wording.format(word=self.word)}: {' '.join(self.items)}"
 
     @property
     def answer(self) -> str:
-        """The right answer as text: ``"cat owl rat"``."""
+        """The right answer as text: ``"cat fox hen"``."""
         return " ".join(_BY_NAME[self.task].solve(list(self.items), self.word))
 
     @property

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from jaxalign.data.synthetic.language import LONGEST, SHORTEST, TASK_NAMES, WORDS, Question, ask, chatty, check
 from jaxalign.data.synthetic.tokenizer import train_tokenizer
 
-HARD = ("reverse", "swap-ends", "sort", "sort-down", "earliest")
+HARD = ("remove", "reverse", "swap-ends", "sort", "sort-down", "earliest")
 _HELD_OUT_OF = 10  # one set of words in ten is held out
 
 
@@ -43,14 +43,14 @@ class World:
     """
 
     seed: int = 0
-    demonstrations: int = 20_000
-    pairs: int = 8_000
+    demonstrations: int = 40_000
+    pairs: int = 12_000
     eval_pairs: int = 256
-    questions: int = 512
+    questions: int = 1024
     slip_rate: float = 0.15
-    hard_slip_rate: float = 0.65
-    chatty_rate: float = 0.3
-    careless_rate: float = 0.05
+    hard_slip_rate: float = 0.6
+    chatty_rate: float = 0.25
+    careless_rate: float = 0.03
     judge_error: float = 0.05
 
 
