@@ -21,12 +21,10 @@ from jaxtyping import Array, Bool, Float
 from jaxalign.errors import DataError, NumericsError
 from jaxalign.methods import Layout, Method
 from jaxalign.training.inputs import objective_inputs
+from jaxalign.training.mesh import programs_in_flight
 from jaxalign.training.references import Reference
 from jaxalign.training.scoring import completion_lengths, score
 from jaxalign.types import Rows, Variables, Weighted
-
-IN_FLIGHT = 2
-"""Batches whose results may still be on the device."""
 
 
 @jax.tree_util.register_dataclass
@@ -88,10 +86,11 @@ def collect(batches: Iterable[CompletionScores]) -> CompletionScores:
       NumericsError: a log-probability is not finite.
     """
     waiting: deque[CompletionScores] = deque()
+    in_flight = programs_in_flight()
     parts: list[CompletionScores] = []
     for batch in batches:
         waiting.append(batch)
-        if len(waiting) > IN_FLIGHT:
+        if len(waiting) > in_flight:
             parts.append(_valid_examples(waiting.popleft()))
     parts.extend(map(_valid_examples, waiting))
     if not parts or not sum(len(part.example_mask) for part in parts):

@@ -22,14 +22,12 @@ from jax.experimental import multihost_utils
 from jaxalign.data.pipeline import PackedBatch
 from jaxalign.errors import NumericsError
 from jaxalign.training.checkpoint import Checkpoints
+from jaxalign.training.mesh import programs_in_flight
 from jaxalign.training.metrics import Averages, MetricSinks
 from jaxalign.training.state import Frozen, TrainState
 from jaxalign.training.step import StepOutput
 from jaxalign.training.throughput import Throughput
 from jaxalign.types import Rows
-
-IN_FLIGHT = 2
-"""Steps whose metrics may be unread: enough to keep the device busy, few enough to stop soon after a NaN."""
 
 
 class Interrupted(Exception):
@@ -134,6 +132,7 @@ def run(
         if checkpoints is not None and checkpoints.latest_step != progress.step:
             checkpoints.save(progress.step, state, iterator.get_state(), progress.as_dict(), metrics)
 
+    in_flight = programs_in_flight()
     best_rule = checkpoints is not None and checkpoints.best_metric is not None
     with _stop_signal() as stopped:
         while progress.step < schedule.steps:
@@ -145,7 +144,7 @@ def run(
             progress.step += 1
             progress.tokens += batch.tokens
             pending.append((progress.step, batch, output))
-            read(IN_FLIGHT)
+            read(in_flight)
             if throughput is not None:
                 throughput.add(batch.tokens, len(batch.example_ids), waited, batch.global_rows * rows.tokens.shape[1])
 
