@@ -215,7 +215,8 @@ def _not_finite(step, batch: PackedBatch, output: StepOutput, metrics, describe)
     broken = [name for name, (value, _) in metrics.items() if not np.isfinite(value)]
     problems.append(
         f"step {step}: the loss is {float(total / weight)} and the gradient's norm is "
-        f"{float(metrics['grad_norm'][0])}, expected finite numbers. Not finite: {', '.join(broken) or 'none'}."
+        f"{float(metrics['grad_norm'][0])}, expected finite numbers. Not finite: "
+        f"{', '.join(broken) or 'the update that the optimizer made of it'}."
     )
     for name, sums in (("policy", output.policy_sums), ("reference", output.reference_sums)):
         if not sums.is_fully_addressable:
@@ -225,6 +226,9 @@ def _not_finite(step, batch: PackedBatch, output: StepOutput, metrics, describe)
         if bad.shape == ids.shape and bad.any():
             rows = ", ".join(describe(int(i)) for i in ids[bad][:5] if i >= 0)
             problems.append(f"The {name}'s log-probabilities are not finite for {int(bad.sum())} examples: {rows}.")
+    if len(problems) == 1:
+        ids, more = batch.example_ids[:5], ", ..." if len(batch.example_ids) > 5 else ""
+        problems.append(f"The step's examples: {', '.join(map(describe, ids))}{more}.")
     problems.append(
         "No checkpoint was written after this step; the last good one is kept. Try a smaller learning rate, "
         "gradient clipping (optimizer.clip_norm), or model.dtype=float32."

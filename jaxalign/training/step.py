@@ -33,7 +33,7 @@ class StepOutput:
 
     Attributes:
       metrics: name -> (weighted sum, weight) over the global batch; the mean is their ratio.
-      finite: False when the loss or the gradient's norm is not.
+      finite: False when the loss, the gradient's norm or the update's norm is not.
       policy_sums: summed log-probability of each completion under the policy before the update, ``[R, E, K]``.
       reference_sums: the same under the reference.
     """
@@ -178,7 +178,7 @@ def make_train_step(
             method_state=state.method_state,
             rng=state.rng,
         )
-        finite = jnp.isfinite(total / weight) & jnp.isfinite(norm)
+        finite = jnp.isfinite(total / weight) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         return next_state, StepOutput(metrics, finite, sums, reference_sums)
 
     return step
