@@ -134,7 +134,7 @@ def run(
 
     in_flight = programs_in_flight()
     best_rule = checkpoints is not None and checkpoints.best_metric is not None
-    with _stop_signal() as stopped:
+    with _stop_signal() as stopped, _saved(checkpoints):
         while progress.step < schedule.steps:
             waited = time.perf_counter()
             batch = next(iterator)
@@ -169,12 +169,24 @@ def run(
                 save(evaluated)
             if _should_stop(stopped, step):
                 save(evaluated)
-                if checkpoints is not None:
-                    checkpoints.wait()
                 raise Interrupted(step)
+    return state
+
+
+@contextmanager
+def _saved(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """On leaving, also with an error, waits until every checkpoint that was started is on disk.
+
+    Not for KeyboardInterrupt: who asks twice does not want to wait.
+    """
+    try:
+        yield
+    except Exception:
+        if checkpoints is not None:
+            checkpoints.wait()
+        raise
     if checkpoints is not None:
         checkpoints.wait()
-    return state
 
 
 def _should_stop(stopped: threading.Event, step: int) -> bool:
