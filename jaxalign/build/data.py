@@ -25,6 +25,8 @@ from jaxalign.models.config_json import parse_config, read_config, read_json
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.huggingface import resolve
 
+LONG_RUN = 200
+"""Steps from which a run is compiled for two row counts."""
 MOST_PLANNED = 20_000
 """Steps whose rows are planned ahead to know all row counts. A longer run may meet one more, which is counted."""
 
@@ -259,7 +261,8 @@ def lay_out(
     shape = choose_shape(tokens, scored, completions, batch_size, row_tokens=row_length, least=least)
     count = len(batches) if isinstance(batches, OrderedBatches) else steps or -(-len(examples) // batch_size)
     needs = [len(plan_rows(*batches.sizes(step), shape).rows) for step in range(min(count, MOST_PLANNED))]
-    return RowLayout(shape, choose_row_counts(needs, multiple), multiple)
+    # A second program pays when it saves padding more often than it costs compilation.
+    return RowLayout(shape, choose_row_counts(needs, multiple, shapes=2 if count >= LONG_RUN else 1), multiple)
 
 
 def ordered(

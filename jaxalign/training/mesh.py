@@ -30,10 +30,10 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def programs_in_flight() -> int:
-    """How many dispatched programs may be unfinished: enough to keep a device busy, few enough to stop soon after a NaN.
+    """How many dispatched programs may be unfinished: a device stays busy, and a NaN is noticed soon.
 
-    None on several CPU devices: XLA runs them all on one pool of threads, where two programs with collectives can starve
-    each other for ever.
+    None on several CPU devices: XLA runs them all on one pool of threads, where two programs with collectives can
+    starve each other for ever.
     """
     return 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else 2
 

@@ -15,7 +15,8 @@ import pytest
 from tests.training.test_resume import command, environment, newest_step, outcome, run
 
 UNDECIDED = {"rewards/accuracies"}
-"""At step 1 policy and cached reference differ by rounding alone, so which of two equal rewards is larger is noise."""
+"""Before the second step, whose learning rate is the first above 0, policy and cached reference differ by rounding
+alone; which of two equal rewards is larger is then noise, and the row of step 5 is a mean over such steps too."""
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
@@ -26,7 +27,7 @@ def start_two(world, workdir, *extra: str) -> list[subprocess.Popen]:
     return [
         subprocess.Popen(
             command(world, workdir, "--distributed", *extra),
-            env=environment(devices=2)
+            env=environment(devices=1)  # two CPU devices a process can starve each other in XLA's thread pool
             | {
                 "JAXALIGN_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAXALIGN_NUM_PROCESSES": "2",
@@ -51,13 +52,13 @@ def test_two_processes_equal_one(reference, tiny_world, tmp_path):
     extra = [f"--config.reference.mode={reference}", "--config.train.checkpoint_every=none"]
     caches = [f"--config.reference.cache_dir={tmp_path / name}" for name in ("cache-one", "cache-two")]
     run(tiny_world, tmp_path / "one", *extra, caches[0])
-    finish(start_two(tiny_world, tmp_path / "two", *extra, caches[1], "--config.mesh.data=2"))
+    finish(start_two(tiny_world, tmp_path / "two", *extra, caches[1]))
     rows, weights = outcome(tmp_path / "one")
     rows_two, weights_two = outcome(tmp_path / "two")
     assert [row["step"] for row in rows_two] == [row["step"] for row in rows]
     for one, two in zip(rows, rows_two, strict=True):
         assert one.keys() == two.keys()
-        for name in one.keys() - UNDECIDED if one["step"] == 1 else one:
+        for name in one.keys() - UNDECIDED if one["step"] <= 5 else one:
             np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-4, err_msg=f"{name} {one['step']}")
     # Step 1 has seen no update yet: what is left is the rounding of the sums.
     np.testing.assert_allclose(rows_two[0]["grad_norm"], rows[0]["grad_norm"], rtol=1e-5)
@@ -65,7 +66,7 @@ def test_two_processes_equal_one(reference, tiny_world, tmp_path):
         np.testing.assert_allclose(weights_two[name], value, atol=2e-4 * np.abs(value).max(), err_msg=name)
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
     assert manifest["device"]["processes"] == 2
-    assert manifest["device"]["devices"] == 4
+    assert manifest["device"]["devices"] == 2
 
 
 def test_sigterm_to_one_process_stops_both(tiny_world, tmp_path):
