@@ -33,7 +33,7 @@ from jaxalign.training.checkpoint import Checkpoints, abstract_state
 from jaxalign.training.compiled import CompiledStep
 from jaxalign.training.loop import Progress, Schedule, run
 from jaxalign.training.mesh import MeshPlan
-from jaxalign.training.metrics import MetricSinks
+from jaxalign.training.metrics import MetricSinks, read_metrics
 from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.state import TrainState, create_state, state_shardings
 from jaxalign.training.step import make_train_step
@@ -137,7 +137,7 @@ def _train(config: RunConfig, workdir: Path, data: CheckedData, plan: MeshPlan, 
         pin_gradients=lambda gradients: jax.lax.with_sharding_constraint(gradients, shardings.trainable),
     )
     compiled = CompiledStep(step, shardings, plan.replicated, layout.row_counts)
-    last: dict[str, float] = {}
+    last = _held_out(workdir, progress.step)  # of a run that is finished already
     evaluator = make_evaluator(config, data, policy, method, reference, plan)
 
     def evaluate(state: TrainState) -> Mapping[str, float]:
@@ -183,7 +183,7 @@ def _train(config: RunConfig, workdir: Path, data: CheckedData, plan: MeshPlan, 
             throughput=_throughput(config, policy, reference, plan),
         )
         manifest.note(train_seconds=time.perf_counter() - started, compiled=compiled.facts(), metrics=last)
-    _export(config, workdir, data, policy, trainable, checkpoints, state, frozen, shapes, shardings, last)
+    _export(config, workdir, data, policy, trainable, checkpoints, state, frozen, shapes, shardings)
     checkpoints.close()
     return TrainResult(policy, trainable.join(state.trainable, frozen["policy"]), last, workdir)
 
@@ -201,7 +201,7 @@ def _throughput(config: RunConfig, policy: Policy, reference: RunReference, plan
     return Throughput(flops, measure_matmul_peak(config.model.dtype) * plan.mesh.size)
 
 
-def _export(config, workdir, data, policy, trainable, checkpoints, state, frozen, shapes, shardings, metrics) -> None:
+def _export(config, workdir, data, policy, trainable, checkpoints, state, frozen, shapes, shardings) -> None:
     """Writes the last state, or the best where a metric says which that is, as a Hugging Face folder."""
     if not config.train.export:
         return
@@ -217,10 +217,16 @@ def _export(config, workdir, data, policy, trainable, checkpoints, state, frozen
             "base_model": config.model.path if config.model.path and not Path(config.model.path).is_dir() else None,
             "method": config.method.name,
             "options": dict(config.method.options),
-            "metrics": {name: round(value, 5) for name, value in metrics.items()},
+            "metrics": {name: round(value, 5) for name, value in _held_out(workdir, int(state.step)).items()},
             "notes": f"Trained on {len(data.train)} examples for {int(state.step)} steps of {config.train.batch_size}.",
         },
     )
+
+
+def _held_out(workdir: Path, step: int) -> dict[str, float]:
+    """The held-out metrics of a step, from the run's record."""
+    rows = [row for row in read_metrics(workdir) if row["step"] == step]
+    return {name: value for row in rows for name, value in row.items() if name.startswith("eval_")}
 
 
 def _count(tree: Any) -> int:

@@ -6,6 +6,7 @@ one small JSON and a run may go on with another number of processes or another m
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,21 +47,18 @@ class Checkpoints:
     def __init__(self, folder: str | Path, *, keep: int = 1, best_metric: str | None = None):
         self.best_metric = best_metric
         policies: list[Any] = [LatestN(keep)]
+        read = None
+        lower = best_metric is not None and (best_metric.endswith(("loss", "kl")) or "/kl" in best_metric)
         if best_metric is not None:
-            lower = best_metric.endswith(("loss", "kl")) or "/kl" in best_metric
-            policies.append(
-                BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric],
-                    reverse=lower,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
-        self._lower_is_better = best_metric is not None and lower
+            read = operator.itemgetter(best_metric)
+            policies.append(BestN(get_metric_fn=read, reverse=lower, n=1, keep_checkpoints_without_metrics=False))
+        self._lower_is_better = lower
         self._manager = ocp.CheckpointManager(
             Path(folder).absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
+                best_fn=read,  # without it, Orbax keeps the metrics in memory only
+                best_mode="min" if lower else "max",
                 cleanup_tmp_directories=True,
                 step_prefix=None,
             ),
