@@ -64,15 +64,31 @@ def check_first_dpo_row(row, policy: np.ndarray, reference: np.ndarray) -> None:
     assert row["rewards/accuracies"] == pytest.approx((margins > 0).mean())
 
 
-@pytest.mark.parametrize("prefix", ["", "Answer:\n"])
-def test_the_prior_is_the_answer_without_its_prompt(prefix, finished, judges):
-    run = finished(reference__source="prior", reference__prior_prefix=prefix, **EVERYTHING)
+def test_the_prior_is_the_answer_without_its_prompt(finished, judges):
+    run = finished(reference__source="prior", **EVERYTHING)
     pairs = trained_pairs(run.config)
-    check_first_dpo_row(
-        run.steps[0], start_logps(judges["model"], pairs)[0], prior_logps(judges["model"], pairs, prefix)
-    )
+    check_first_dpo_row(run.steps[0], start_logps(judges["model"], pairs)[0], prior_logps(judges["model"], pairs))
     assert run.manifest["reference"]["source"] == "prior"
     assert run.manifest["reference"]["mode"] == "cached"
+
+
+def test_the_prior_reads_a_header_where_one_is_given(configure, judges):
+    _, data, reference = prepared(configure(reference__source="prior", reference__prior_prefix="Answer:\n"))
+    for name in ("train", "eval"):
+        examples = data.sets[name][0]
+        pairs = [written_pairs()[int(source.rpartition(" ")[2]) - 1] for source in examples.sources]
+        expected = prior_logps(judges["model"], pairs, "Answer:\n")
+        found = [[v.sum() for v in reference.attach[name](0, i)["reference_logps"]] for i in range(len(examples))]
+        assert_close(found, expected, 1e-5)
+
+
+def prepared(config):
+    """A run's configuration, data and reference, as training prepares them."""
+    config = settled(config)
+    data, plan = check_data(config), mesh_plan(config)
+    with jax.set_mesh(plan.mesh):
+        policy = make_policy(config, architecture(config), plan)
+        return config, data, make_reference(config, data, policy, start_variables(config, policy, plan), plan)
 
 
 def test_another_model_of_the_same_tokenizer(finished, judges, world):
@@ -110,7 +126,7 @@ def test_another_tokenizer_cannot_be_live(start_run, world):
 
 def test_another_template_scores_the_conversation_as_that_model_reads_it(configure, judges, world):
     """The policy and the reference each wrap the same messages in their own template and tokens."""
-    config = settled(
+    _, data, reference = prepared(
         configure(
             model__path=world.chat,
             data__train=[str(world.conversations)],
@@ -118,10 +134,6 @@ def test_another_template_scores_the_conversation_as_that_model_reads_it(configu
             data__eval_size=4,
         )
     )
-    data, plan = check_data(config), mesh_plan(config)
-    with jax.set_mesh(plan.mesh):
-        policy = make_policy(config, architecture(config), plan)
-        reference = make_reference(config, data, policy, start_variables(config, policy, plan), plan)
     assert not reference.reference.token_level
     judge = judges["foreign_chat"]
     pairs = written_pairs()
