@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxalign.methods import Method
+from jaxalign.methods import Layout, Method
 from jaxalign.training.inputs import mean_lengths, objective_inputs
 from jaxalign.training.references import Reference
 from jaxalign.training.scoring import completion_lengths, score
@@ -76,6 +76,8 @@ def make_train_step(
       pin_gradients: constrains the gradients to the parameters' shardings; without it FSDP gathers them.
     """
 
+    paired = method.layout is Layout.PAIRED
+
     def batch_loss(policy_sums, reference_sums, lengths, rows, means):
         inputs = objective_inputs(
             method,
@@ -99,7 +101,7 @@ def make_train_step(
 
     def scored(params, frozen, rows):
         scores = score(policy, trainable.join(params, frozen["policy"]), rows, statistics=statistics)
-        return scores.sums, jax.lax.stop_gradient(_token_metrics(scores.tokens, rows) if statistics else {})
+        return scores.sums, jax.lax.stop_gradient(_token_metrics(scores.tokens, rows, paired) if statistics else {})
 
     def part_loss(params, state, frozen, rows, means):
         sums, token_metrics = scored(params, frozen, rows)
@@ -184,7 +186,7 @@ def make_train_step(
     return step
 
 
-def _token_metrics(tokens, rows: Rows) -> Sums:
+def _token_metrics(tokens, rows: Rows, paired: bool) -> Sums:
     """Sums over scored tokens; a mismatched completion (the second behind an unpaired prompt) counts like the first."""
     slots = rows.score_slot
     real = slots < rows.example_mask.shape[1] * rows.completions
@@ -194,7 +196,7 @@ def _token_metrics(tokens, rows: Rows) -> Sums:
         return jnp.sum(jnp.where(counts > 0, values, 0.0) * counts), counts.sum()
 
     sums = {"entropy": total(tokens.entropy, weights), "mean_token_accuracy": total(tokens.correct, weights)}
-    if rows.completions == 2 and "desirable" not in rows.columns:
+    if paired:
         for k, name in enumerate(("chosen", "rejected")):
             sums[f"logits/{name}"] = total(tokens.mean_logit, weights * (slots % 2 == k))
     return sums
