@@ -75,7 +75,6 @@ def make_train_step(
       statistics: also report ``entropy``, ``mean_token_accuracy`` and ``logits/*``.
       pin_gradients: constrains the gradients to the parameters' shardings; without it FSDP gathers them.
     """
-
     paired = method.layout is Layout.PAIRED
 
     def batch_loss(policy_sums, reference_sums, lengths, rows, means):
