@@ -9,6 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -164,7 +165,7 @@ class ExampleSet(Sequence[Example]):
         bounds = self.offsets[index * width : (index + 1) * width + 1]
         return [self.tokens[a:b] for a, b in itertools.pairwise(bounds)]
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each segment, int32 ``[E, K + 1]``, the prompt first."""
         return np.diff(self.offsets).astype(np.int32).reshape(len(self), self.completions + 1)

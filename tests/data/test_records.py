@@ -31,6 +31,7 @@ def test_store_gives_back_what_was_put_in():
     assert store.lengths.tolist() == [[3, 2, 3], [1, 2, 2], [2, 1, 4]]
     assert store.prompt_lengths.tolist() == [3, 1, 2]
     assert store.completion_lengths.tolist() == [[2, 3], [2, 2], [1, 4]]
+    assert store.lengths is store.lengths  # looked up in every step, computed once
     assert store[-1].prompt.tolist() == [1, 9]
     with pytest.raises(IndexError, match="example 3 of 3"):
         store[3]
