@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -169,22 +168,21 @@ def _other_tokens(config: RunConfig, data: CheckedData) -> dict[str, tuple[Examp
 
 
 def _aligned(examples: ExampleSet, theirs: ExampleSet, reference: str) -> ExampleSet:
-    """Their examples in our order, matched by where they come from."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for i, source in enumerate(theirs.sources):
-        places[source].append(i)
-    order, missing = [], []
-    used: dict[str, int] = defaultdict(int)
-    for source in examples.sources:
-        turn = used[source]
-        used[source] += 1
-        if turn < len(places[source]):
-            order.append(places[source][turn])
-        else:
-            missing.append(source)
+    """Their examples in our order, matched by the row and the answer that they come from: either may lack some."""
+    places = {source: i for i, source in enumerate(theirs.sources)}
+    missing = [source for source in examples.sources if source not in places]
     if missing:
         raise DataError(
             f"{missing[0]}: the reference {reference!r} cannot read this example, which the policy reads. "
             f"{len(missing)} examples have this problem."
         )
-    return theirs.select(np.array(order))
+    aligned = theirs.select([places[source] for source in examples.sources])
+    for name, values in examples.columns.items():
+        other = np.flatnonzero((values != aligned.columns[name]).reshape(len(examples), -1).any(axis=1))
+        if len(other):
+            raise DataError(
+                f"{examples.sources[other[0]]}: {name} differs between the policy's reading of the data and that of the "
+                f"reference {reference!r}. {len(other)} examples have this problem. Do the files change while they are "
+                "read?"
+            )
+    return aligned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +99,7 @@ def load_examples(
         try:
             records = normalise(row, where, columns=columns, turns=turns)
             progress.shapes[records[0].shape] += 1
-            parts = [part for record in records for part in _to_layout(record, layout, progress.notes)]
+            parts = _numbered([part for record in records for part in _to_layout(record, layout, progress.notes)])
             texts += [(part, _render(part, template, view, special_tokens, progress)) for part in parts]
             progress.notes.update(note for record in records for note in record.notes)
         except RowProblem as problem:
@@ -149,6 +150,13 @@ def _to_layout(record: Record, layout: str, notes: Counter[str]) -> list[Record]
     if record.label is None:
         raise RowProblem("missing column", f"no 'label' in a row of the shape {record.shape}")
     return [record]
+
+
+def _numbered(parts: list[Record]) -> list[Record]:
+    """The examples of one row, told apart before any of them can be dropped."""
+    if len(parts) < 2:
+        return parts
+    return [replace(part, where=replace(part.where, answer=i)) for i, part in enumerate(parts, 1)]
 
 
 def _any_chat(texts: Sequence[tuple[Record, RenderedRecord]]) -> bool:

@@ -26,14 +26,17 @@ class Where:
       file: the file's name as messages show it.
       row: line of a JSONL file, else position in the file; 1 is the first.
       id: what the row says of itself (``id``, ``prompt_id`` ...), if anything.
+      answer: which of the row's answers, where they become examples of their own; 1 is the first.
     """
 
     file: str
     row: int
     id: str | None = None
+    answer: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.file} row {self.row}" + (f" (id {self.id})" if self.id is not None else "")
+        named = f" (id {self.id})" if self.id is not None else ""
+        return f"{self.file} row {self.row}{named}" + (f", answer {self.answer}" if self.answer is not None else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,8 @@ class Example:
       prompt: int32 ``[P]``, P >= 1: at least a BOS token or the opening of the chat template.
       completions: K arrays, int32 ``[C_k]``, C_k >= 1. Every token is scored, the terminator included.
       columns: what else rides along: ``desirable`` (bool), ``scores [K]``, ...
-      source: where it comes from, for messages: ``train.jsonl row 17``.
+      source: where it comes from, different for each example: ``train.jsonl row 17``, or, where a row becomes several
+        examples, ``train.jsonl row 17, answer 2``.
     """
 
     prompt: np.ndarray

@@ -477,7 +477,8 @@ def test_layouts_of_pairs(tiny):
         chosen, rejected = (c.tolist() for c in example.completions)
         assert single[i].completions[0].tolist() == chosen
         assert [unpaired[2 * i + j].completions[0].tolist() for j in (0, 1)] == [chosen, rejected]
-        assert unpaired[2 * i].source == example.source == f"rows row {i + 1}"
+        assert example.source == f"rows row {i + 1}"
+        assert [unpaired[2 * i + j].source for j in (0, 1)] == [f"{example.source}, answer {j}" for j in (1, 2)]
     assert unpaired.columns["desirable"].tolist() == [True, False, True, False]
     assert report.notes == {"pair, made two unpaired examples": 2}
     assert [bool(e.columns["desirable"]) for e in unpaired] == [True, False, True, False]
