@@ -11,7 +11,7 @@ import pytest
 from jaxalign.training.compiled import CompiledStep
 from jaxalign.training.mesh import make_mesh
 from jaxalign.training.metrics import MetricSinks
-from tests.build.conftest import write_lines, written_pairs
+from tests.build.conftest import assert_same_run, write_lines, written_pairs
 
 HOST = re.compile(r"infeed|outfeed|\bsend(-done)?\(|\brecv(-done)?\(|callback|is_host_transfer=true")
 
@@ -57,18 +57,12 @@ def uneven_pairs(path):
     return str(write_lines(path, pairs))
 
 
-SETTINGS = {
-    "dpo": {"reference__mode": "cached"},
-    "kto": {"method__name": "kto", "reference__mode": "moving", "reference__update_every": 3},
-}
-
-
-@pytest.mark.parametrize("method", SETTINGS)
-def test_nothing_is_compiled_after_warm_up(method, start_run, compilations, steps_made, tmp_path, monkeypatch):
-    """Three epochs, with evaluations and checkpoints inside; counted from the first of them on."""
+def test_nothing_is_compiled_after_warm_up(start_run, compilations, steps_made, tmp_path, monkeypatch):
+    """Three epochs, each with other mismatched completions, with evaluations and checkpoints inside."""
     monkeypatch.setattr("jaxalign.build.data.LONG_RUN", 1)  # so that even this run has programs of several sizes
     run = start_run(
-        **SETTINGS[method], data__train=[uneven_pairs(tmp_path / "pairs.jsonl")],
+        method__name="kto", reference__mode="moving", reference__update_every=3,
+        data__train=[uneven_pairs(tmp_path / "pairs.jsonl")],
         train__batch_size=4, train__epochs=3, train__eval_every=4, train__checkpoint_every=4,
     )  # fmt: skip
     steps = run.manifest["steps"]
@@ -84,12 +78,14 @@ def test_nothing_is_compiled_after_warm_up(method, start_run, compilations, step
     assert not HOST.search("\n".join(program.as_text() for program in step._programs.values()))
 
 
-def test_a_step_over_all_devices_never_talks_to_the_host(start_run, steps_made, monkeypatch):
+def test_all_devices_give_the_run_of_one_and_never_talk_to_the_host(finished, start_run, steps_made, monkeypatch):
+    """2 data x 2 fsdp x 2 tensor, with micro-batches and a cached reference."""
+    alone = finished()
+    steps_made.clear()
     monkeypatch.setattr("jaxalign.build.model.make_mesh", make_mesh)
-    start_run(
-        mesh__data=2, mesh__fsdp=2, mesh__tensor=2, train__steps=1, data__eval_size=0, train__export=False,
-        train__microbatches=2,
-    )  # fmt: skip
+    run = start_run(mesh__data=2, mesh__fsdp=2, mesh__tensor=2, train__microbatches=2, reference__mode="cached")
+    assert run.manifest["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert_same_run(run, alone)
     (step,) = steps_made
     for program in step._programs.values():
         text = program.as_text()

@@ -15,8 +15,7 @@ from jaxalign.config import from_dict, read_json, resolve, to_dict
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.methods import METHODS, Layout
-from jaxalign.training.mesh import make_mesh
-from tests.build.conftest import HELD_OUT, ROWS, assert_same_run
+from tests.build.conftest import HELD_OUT, ROWS
 
 LOGGED = {"step", "loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "entropy", "mean_token_accuracy"}
 REWARDS = {"rewards/chosen", "rewards/rejected", "rewards/margins"}
@@ -193,12 +192,3 @@ def test_a_finished_run_stays_as_it_is(finished, tmp_path):
 def assert_equal(one, other) -> None:
     """Bit for bit."""
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
-
-
-def test_all_devices_give_the_run_of_one(finished, start_run, monkeypatch):
-    """2 data x 2 fsdp x 2 tensor, with micro-batches and a cached reference."""
-    alone = finished()
-    monkeypatch.setattr("jaxalign.build.model.make_mesh", make_mesh)
-    run = start_run(mesh__data=2, mesh__fsdp=2, mesh__tensor=2, train__microbatches=2, reference__mode="cached")
-    assert run.manifest["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert_same_run(run, alone)

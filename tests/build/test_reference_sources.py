@@ -13,9 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxalign.build.data import architecture, check_data
-from jaxalign.build.model import make_policy, mesh_plan, settled, start_variables
-from jaxalign.build.reference import make_reference
+from jaxalign.build import check_data
 from jaxalign.errors import ConfigError
 from jaxalign.models.huggingface import load_policy
 from tests.build.conftest import HELD_OUT, ROWS, Judge, assert_close, assert_same_run, written_pairs
@@ -26,7 +24,7 @@ EVERYTHING = {"train__batch_size": ROWS - HELD_OUT, "train__steps": 2}
 
 @pytest.fixture(scope="module")
 def judges(world):
-    return {name: Judge.of(getattr(world, name)) for name in ("model", "twin", "foreign", "foreign_chat")}
+    return {name: Judge.of(getattr(world, name)) for name in ("model", "twin", "foreign")}
 
 
 def trained_pairs(config) -> list[dict[str, str]]:
@@ -64,31 +62,14 @@ def check_first_dpo_row(row, policy: np.ndarray, reference: np.ndarray) -> None:
     assert row["rewards/accuracies"] == pytest.approx((margins > 0).mean())
 
 
-def test_the_prior_is_the_answer_without_its_prompt(finished, judges):
-    run = finished(reference__source="prior", **EVERYTHING)
+@pytest.mark.parametrize("prefix", ["", "Answer:\n"])
+def test_the_prior_is_the_answer_without_its_prompt(prefix, finished, judges):
+    run = finished(reference__source="prior", reference__prior_prefix=prefix, **EVERYTHING)
     pairs = trained_pairs(run.config)
-    check_first_dpo_row(run.steps[0], start_logps(judges["model"], pairs)[0], prior_logps(judges["model"], pairs))
+    policy, _ = start_logps(judges["model"], pairs)
+    check_first_dpo_row(run.steps[0], policy, prior_logps(judges["model"], pairs, prefix))
     assert run.manifest["reference"]["source"] == "prior"
     assert run.manifest["reference"]["mode"] == "cached"
-
-
-def test_the_prior_reads_a_header_where_one_is_given(configure, judges):
-    _, data, reference = prepared(configure(reference__source="prior", reference__prior_prefix="Answer:\n"))
-    for name in ("train", "eval"):
-        examples = data.sets[name][0]
-        pairs = [written_pairs()[int(source.rpartition(" ")[2]) - 1] for source in examples.sources]
-        expected = prior_logps(judges["model"], pairs, "Answer:\n")
-        found = [[v.sum() for v in reference.attach[name](0, i)["reference_logps"]] for i in range(len(examples))]
-        assert_close(found, expected, 1e-5)
-
-
-def prepared(config):
-    """A run's configuration, data and reference, as training prepares them."""
-    config = settled(config)
-    data, plan = check_data(config), mesh_plan(config)
-    with jax.set_mesh(plan.mesh):
-        policy = make_policy(config, architecture(config), plan)
-        return config, data, make_reference(config, data, policy, start_variables(config, policy, plan), plan)
 
 
 def test_another_model_of_the_same_tokenizer(finished, judges, world):
@@ -124,29 +105,26 @@ def test_another_tokenizer_cannot_be_live(start_run, world):
         start_run(reference__source=str(world.foreign), reference__mode="live")
 
 
-def test_another_template_scores_the_conversation_as_that_model_reads_it(configure, judges, world):
+def test_another_template_scores_the_conversation_as_that_model_reads_it(finished, judges, world):
     """The policy and the reference each wrap the same messages in their own template and tokens."""
-    _, data, reference = prepared(
-        configure(
-            model__path=world.chat,
-            data__train=[str(world.conversations)],
-            reference__source=str(world.foreign_chat),
-            data__eval_size=4,
-        )
-    )
-    assert not reference.reference.token_level
-    judge = judges["foreign_chat"]
-    pairs = written_pairs()
-    for name in ("train", "eval"):
-        examples = data.sets[name][0]
-        for i in range(0, len(examples), 5):
-            pair = pairs[int(examples.sources[i].rpartition(" ")[2]) - 1]
-            prompt = judge.encode(f"<s>[user]\n{pair['prompt'].strip()}[assistant]\n")
-            columns = reference.attach[name](0, i)
-            for k, key in enumerate(NAMES):
-                logps = judge.token_logps(prompt, judge.encode(f"{pair[key]}</s>"))
-                assert_close(columns["reference_sums"][k], logps.sum(), 1e-5)
-                assert columns["reference_lengths"][k] == len(logps)
+    run = finished(
+        model__path=world.chat, data__train=[str(world.conversations)], reference__source=str(world.foreign_chat),
+        **EVERYTHING,
+    )  # fmt: skip
+    pairs = trained_pairs(run.config)
+    policy = chat_logps(judges["model"], "<s><|user|>\n{}<|assistant|>\n", pairs)
+    reference = chat_logps(judges["foreign"], "<s>[user]\n{}[assistant]\n", pairs)
+    check_first_dpo_row(run.steps[0], policy, reference)
+
+
+def chat_logps(judge, text: str, pairs) -> np.ndarray:
+    """Of conversations, written out here as the template writes them."""
+
+    def logps(pair, name) -> float:
+        prompt = judge.encode(text.format(pair["prompt"].strip()))
+        return judge.token_logps(prompt, judge.encode(f"{pair[name]}</s>")).sum()
+
+    return np.array([[logps(pair, name) for name in NAMES] for pair in pairs])
 
 
 def test_cut_examples_are_refused_where_the_reference_reads_other_tokens(start_run, world):

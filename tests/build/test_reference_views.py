@@ -31,9 +31,7 @@ def test_each_answer_of_a_pair_meets_itself_when_the_other_is_dropped(configure,
     texts = {f"{pair['prompt']}{pair[name]}" for pair in written_pairs() for name in ("chosen", "rejected")}
     for name, (examples, _) in data.sets.items():
         rows = [source.rpartition(", ")[0] for source in examples.sources]
-        alone += sum(
-            source.endswith("answer 2") and rows.count(row) == 1 for source, row in zip(examples.sources, rows)
-        )
+        alone += sum(s.endswith("answer 2") and rows.count(r) == 1 for s, r in zip(examples.sources, rows, strict=True))
         assert len(views[name].examples) == len(examples)
         for one, other in zip(examples, views[name].examples, strict=True):
             said = [
