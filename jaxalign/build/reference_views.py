@@ -181,8 +181,8 @@ def _aligned(examples: ExampleSet, theirs: ExampleSet, reference: str) -> Exampl
         other = np.flatnonzero((values != aligned.columns[name]).reshape(len(examples), -1).any(axis=1))
         if len(other):
             raise DataError(
-                f"{examples.sources[other[0]]}: {name} differs between the policy's reading of the data and that of the "
-                f"reference {reference!r}. {len(other)} examples have this problem. Do the files change while they are "
-                "read?"
+                f"{examples.sources[other[0]]}: {name} differs between the policy's reading of the data and that "
+                f"of the reference {reference!r}. {len(other)} examples have this problem. Do the files change while "
+                "they are read?"
             )
     return aligned
