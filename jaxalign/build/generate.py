@@ -7,15 +7,11 @@ from typing import Any
 
 import jax
 
-from jaxalign.data.chat import load_chat_template
-from jaxalign.data.tokenization import TokenizerView
+from jaxalign.data.prompts import Prompt, encode_prompts, end_token_ids
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.errors import DataError
 from jaxalign.models.huggingface import load_policy, resolve
 from jaxalign.sampling.engine import generate as sample_tokens
 from jaxalign.training.mesh import make_mesh
-
-Prompt = str | Sequence[Mapping[str, str]]
 
 
 def generate(
@@ -49,12 +45,12 @@ def generate(
       The completions as text, without the token that ended them.
 
     Raises:
-      DataError: messages for a model without chat template.
+      DataError: an empty prompt, messages for a model without chat template, or messages that the template refuses.
       ConfigError: settings out of range, or prompts too long.
     """
     folder = resolve(model)
     tokenizer = load_tokenizer(folder)
-    ids = [_encode(tokenizer, prompt, chat) for prompt in prompts]
+    ids = encode_prompts([_as_messages(prompt) if chat else prompt for prompt in prompts], tokenizer)
     plan = make_mesh()
     with jax.set_mesh(plan.mesh):
         policy, variables = load_policy(
@@ -76,20 +72,11 @@ def generate(
 
 
 def stop_tokens(tokenizer: Any, generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """The tokens that end a completion: the tokenizer's end token and those that generation_config.json names."""
+    """The tokens that end a completion: the tokenizer's, the chat template's, and what generation_config.json names."""
     named = generation.get("eos_token_id")
     named = [named] if isinstance(named, int) else list(named or [])
-    return tuple(sorted({tokenizer.eos_token_id, *named}))
+    return tuple(sorted({*end_token_ids(tokenizer), *named}))
 
 
-def _encode(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int]:
-    view = TokenizerView.of(tokenizer)
-    if isinstance(prompt, str) and not chat:
-        (tokens,) = view.encode([prompt])
-        return [view.bos, *tokens] if view.adds_bos and view.bos is not None else tokens
-    template = load_chat_template(tokenizer)
-    if template is None:
-        raise DataError("generate: the model has no chat template, so it takes texts, not messages.")
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    (tokens,) = view.encode([template.render(messages, generation=True)])
-    return tokens
+def _as_messages(prompt: Prompt) -> Prompt:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

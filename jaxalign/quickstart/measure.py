@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxalign.data.prompts import encode_prompts, end_token_ids
 from jaxalign.data.synthetic import TASK_NAMES, check
 from jaxalign.evaluation.statistics import Interval, bootstrap_mean, wilson
 from jaxalign.models.policy import Policy
@@ -55,14 +56,12 @@ class Answers:
 
 def read_questions(path: str | Path, tokenizer: Any) -> list[Question]:
     """The questions of a world's file, in the tokenizer's chat template."""
-    questions = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        messages = [{"role": "user", "content": row["prompt"]}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        tokens = tokenizer(text, add_special_tokens=False).input_ids
-        questions.append(Question(row["task"], row["prompt"], row["answer"], tuple(tokens)))
-    return questions
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    prompts = encode_prompts([[{"role": "user", "content": row["prompt"]}] for row in rows], tokenizer)
+    return [
+        Question(row["task"], row["prompt"], row["answer"], tuple(tokens))
+        for row, tokens in zip(rows, prompts, strict=True)
+    ]
 
 
 def ask(
@@ -92,7 +91,7 @@ def ask(
         [question.tokens for question in questions],
         max_new_tokens=MAX_NEW_TOKENS,
         temperature=temperature,
-        stop_tokens=(tokenizer.eos_token_id,),
+        stop_tokens=end_token_ids(tokenizer),
         seed=seed,
         batch_size=BATCH_SIZE,
     )
