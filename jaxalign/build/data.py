@@ -63,7 +63,7 @@ class CheckedData:
 def architecture(config: RunConfig) -> DecoderConfig:
     """The policy's architecture. Reads a config.json and no weights."""
     if config.model.path is not None:
-        return read_config(resolve(config.model.path))
+        return read_config(resolve(config.model.path, option="model.path"))
     path = Path(str(config.model.config))
     raw = read_json(path)
     if raw is None:
@@ -75,7 +75,7 @@ def tokenizer_folder(config: RunConfig) -> Path:
     """The folder of the run's tokenizer: the one it names, or the model's."""
     source = config.model.tokenizer or config.model.path
     assert source is not None  # config_checks says so first
-    return resolve(source)
+    return resolve(source, option="model.tokenizer" if config.model.tokenizer else "model.path")
 
 
 def check_data(config: RunConfig, *, tokenizer: Any = None) -> CheckedData:

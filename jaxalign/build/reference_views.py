@@ -135,7 +135,7 @@ def _with_prompt(examples: ExampleSet, prompt: list[int]) -> ExampleSet:
 
 def _other_tokens(config: RunConfig, data: CheckedData) -> dict[str, tuple[ExampleSet, DataReport]] | None:
     """The data in another model's tokens, example by example; None where these are the policy's."""
-    folder = resolve(config.reference.source)
+    folder = resolve(config.reference.source, option="reference.source")
     tokenizer = load_tokenizer(folder)
     same_vocabulary = TokenizerView.of(tokenizer).content_hash == TokenizerView.of(data.tokenizer).content_hash
     if same_vocabulary and data.sets["train"][1].template_hash is None:

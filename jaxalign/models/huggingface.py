@@ -154,8 +154,12 @@ def _check(tensors: Tensors, paths: list[str], config: DecoderConfig) -> None:
         raise ModelError(problems)
 
 
-def resolve(path_or_id: str | Path) -> Path:
+def resolve(path_or_id: str | Path, *, option: str = "model") -> Path:
     """The local folder of a path or of a hub repository, downloaded (or from the cache) when it is none.
+
+    Args:
+      path_or_id: the path or the id.
+      option: the setting that it comes from, for messages: ``reference.source``.
 
     Raises:
       ModelError: no such folder, and it cannot be had from the hub.
@@ -166,7 +170,7 @@ def resolve(path_or_id: str | Path) -> Path:
     name = str(path_or_id)
     if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1 or "\\" in name:
         what = "is not a folder" if path.exists() else "does not exist"
-        raise ModelError(f"model {name!r} {what}. Expected a Hugging Face folder or a hub id like 'owner/name'.")
+        raise ModelError(f"{option}: {name!r} {what}. Expected a Hugging Face folder or a hub id like 'owner/name'.")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -175,11 +179,11 @@ def resolve(path_or_id: str | Path) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except HFValidationError as error:
-        raise ModelError(f"model {name!r} is neither a folder nor a valid hub id ({error}).") from error
+        raise ModelError(f"{option}: {name!r} is neither a folder nor a valid hub id ({error}).") from error
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"model {name!r} is no folder here, is not in the local Hugging Face cache, and the hub cannot be reached "
-            "(offline?). Download it first, or give the path of a folder."
+            f"{option}: {name!r} is no folder here, is not in the local Hugging Face cache, and the hub cannot be "
+            "reached (offline?). Download it first, or give the path of a folder."
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"model {name!r} cannot be had from the hub: {error}") from error
+        raise ModelError(f"{option}: {name!r} cannot be had from the hub: {error}") from error

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import jaxalign
 from jaxalign.errors import ModelError
 from jaxalign.models import huggingface
-from jaxalign.models.huggingface import load_policy, save_pretrained, weights_hash
+from jaxalign.models.huggingface import load_policy, resolve, save_pretrained, weights_hash
 from jaxalign.models.weights import WEIGHTS, read_slice, to_theirs
 
 
@@ -317,3 +317,9 @@ def test_hub_ids_offline(monkeypatch):
         load_policy("nobody/no-such-model")
     with pytest.raises(ModelError, match="neither a folder nor a valid hub id"):
         load_policy("no body/no-such-model")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "nobody/no-such-model", "no body/no-such-model"])
+def test_a_name_that_is_no_model_is_told_with_its_setting(name):
+    with pytest.raises(ModelError, match=f"^reference.source: {name!r}"):
+        resolve(name, option="reference.source")
