@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from jaxalign.config import DataConfig, RunConfig
 from jaxalign.config_checks import DEFAULT_MAX_LENGTH
+from jaxalign.data.chat import load_chat_template
 from jaxalign.data.contract import DataReport
 from jaxalign.data.examples import label_counts, length_facts, load_examples
 from jaxalign.data.holdout import shared_prompts, split_by_prompt
@@ -76,6 +78,21 @@ def tokenizer_folder(config: RunConfig) -> Path:
     source = config.model.tokenizer or config.model.path
     assert source is not None  # config_checks says so first
     return resolve(source, option="model.tokenizer" if config.model.tokenizer else "model.path")
+
+
+def export_tokenizer(config: RunConfig, tokenizer: Any) -> Any:
+    """The tokenizer to write beside trained weights: its chat template is the one that the run used.
+
+    Raises:
+      DataError: the template cannot be read.
+    """
+    if config.model.chat_template is None:
+        return tokenizer
+    template = load_chat_template(tokenizer, config.model.chat_template)
+    assert template is not None  # a template that is given
+    exported = copy.deepcopy(tokenizer)
+    exported.chat_template = template.text
+    return exported
 
 
 def check_data(config: RunConfig, *, tokenizer: Any = None) -> CheckedData:

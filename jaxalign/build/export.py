@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 
-from jaxalign.build.data import architecture, tokenizer_folder
+from jaxalign.build.data import architecture, export_tokenizer, tokenizer_folder
 from jaxalign.build.model import make_policy, mesh_plan
 from jaxalign.config import RunConfig, read_json
+from jaxalign.data.prompts import end_token_ids
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.models.huggingface import load_policy, resolve, save_pretrained
@@ -46,8 +47,8 @@ def _convert_checkpoint(run: Path, step: int | None, target: str | Path, dtype: 
     if step is None and checkpoints.latest_step is None:
         raise ConfigError(f"--from: {run} has no checkpoint yet.")
     policy, trained = _restore(config, checkpoints, step)
-    tokenizer = load_tokenizer(tokenizer_folder(config))
-    save_pretrained(policy, trained, target, tokenizer=tokenizer, dtype=dtype)
+    tokenizer = export_tokenizer(config, load_tokenizer(tokenizer_folder(config)))
+    save_pretrained(policy, trained, target, tokenizer=tokenizer, end_tokens=end_token_ids(tokenizer), dtype=dtype)
 
 
 def _restore(config: RunConfig, checkpoints: Checkpoints, step: int | None):

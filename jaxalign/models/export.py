@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def save_pretrained(
     folder: str | Path,
     *,
     tokenizer: Any = None,
+    end_tokens: Sequence[int] = (),
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
     card: str | Mapping[str, Any] | None = None,
@@ -64,6 +65,8 @@ def save_pretrained(
       folder: the target. An earlier export there is replaced; a folder with other files is left alone.
       tokenizer: a transformers tokenizer (written by its own ``save_pretrained``, with its chat template), or a folder
         whose tokenizer files are copied; None writes none.
+      end_tokens: ids at which generation stops, which generation_config.json lists beside the configuration's own: the
+        token with which the chat template ends a turn.
       dtype: of the stored weights, ``"float32"``, ``"bfloat16"`` or ``"float16"``; None = as the variables are.
       max_shard_bytes: weights beyond this many bytes go to several files with an index.
       card: facts for the model card, or its whole text; see `model_card`.
@@ -96,6 +99,7 @@ def save_pretrained(
             _write_json(staging / "config.json", {**fields, **ids})
             generation = {**config.source.generation}
             generation |= {name: value for name, value in ids.items() if name not in generation}
+            _add_end_tokens(generation, end_tokens)
             _write_json(staging / "generation_config.json", generation)
             if isinstance(tokenizer, str | Path):
                 for file in TOKENIZER_FILES:
@@ -168,6 +172,14 @@ def _special_ids(config: DecoderConfig, tokenizer: Any) -> dict[str, Any]:
         if value is not None:
             ids[name] = value
     return ids
+
+
+def _add_end_tokens(generation: dict[str, Any], end_tokens: Sequence[int]) -> None:
+    own = generation.get("eos_token_id")
+    own = [own] if isinstance(own, int) else list(own or [])
+    merged = list(dict.fromkeys([*own, *map(int, end_tokens)]))
+    if merged != own:
+        generation["eos_token_id"] = merged if len(merged) > 1 else merged[0]
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

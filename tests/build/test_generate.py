@@ -1,4 +1,4 @@
-"""Prompts and stop tokens of `build.generate`, which are those of training."""
+"""Prompts and stop tokens of `build.generate`, which are those of training, also after an export."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import importlib
 
 import jax
 import pytest
+from transformers import GenerationConfig
 
 from jaxalign import build
+from jaxalign.build.data import export_tokenizer
 from jaxalign.build.generate import stop_tokens
+from jaxalign.data.prompts import encode_prompts, end_token_ids
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import DataError
+from jaxalign.models.huggingface import load_policy, save_pretrained
 from jaxalign.training.mesh import make_mesh
+from tests.build.conftest import make_tokenizer, write_model
 
 module = importlib.import_module("jaxalign.build.generate")  # the package holds the function of that name
 QUESTION = [{"role": "user", "content": "What about the river?"}]
@@ -66,3 +71,21 @@ def test_stop_tokens_are_those_of_tokenizer_template_and_generation_config(world
     tokenizer.add_tokens(["<turn>"])
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}<turn>{% endfor %}"
     assert stop_tokens(tokenizer, {"eos_token_id": [7, 9]}) == (end, 7, 9, tokenizer.convert_tokens_to_ids("<turn>"))
+
+
+def test_a_template_of_the_run_is_exported_with_its_end_token(configure, sampled, tmp_path):
+    tokenizer = make_tokenizer(280)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    start = write_model(tmp_path / "start", tokenizer, seed=1, width=16)
+    given = load_tokenizer(start)
+    ends = (given.eos_token_id, given.convert_tokens_to_ids("<|im_end|>"))
+    exported = export_tokenizer(configure(model__path=start, model__chat_template="chatml"), given)
+    assert given.chat_template is None
+    assert export_tokenizer(configure(model__path=start), given) is given
+    policy, variables = load_policy(start, dtype="float32")
+    save_pretrained(policy, variables, tmp_path / "out", tokenizer=exported, end_tokens=end_token_ids(exported))
+    build.generate(str(tmp_path / "out"), [QUESTION], dtype="float32")
+    ((prompts, options),) = sampled
+    assert prompts == encode_prompts([QUESTION], given, chat_template="chatml")
+    assert options["stop_tokens"] == ends
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == list(ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import jaxalign
 from jaxalign.errors import ModelError
 from jaxalign.models import huggingface
+from jaxalign.models.decoder_config import Source
 from jaxalign.models.huggingface import load_policy, resolve, save_pretrained, weights_hash
 from jaxalign.models.weights import WEIGHTS, read_slice, to_theirs
 
@@ -147,6 +149,18 @@ def test_export_and_import_are_bit_equal(loaded, stories, tmp_path, shard_bytes)
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in tensors.values())
     for name, array in load_file(stories / "model.safetensors").items():
         np.testing.assert_array_equal(tensors[name], array)
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "listed"),
+    [(None, [2], 2), (2, [], 2), (2, [2], 2), (2, [2, 5], [2, 5]), ([5, 2], [2, 7], [5, 2, 7])],
+)
+def test_end_tokens_are_listed_beside_the_configurations_own(make_tiny, tmp_path, own, given, listed):
+    policy, variables = make_tiny()
+    source = Source({}, {} if own is None else {"eos_token_id": own})
+    policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, source=source))
+    save_pretrained(policy, variables, tmp_path / "m", end_tokens=given)
+    assert json.loads((tmp_path / "m" / "generation_config.json").read_text()) == {"eos_token_id": listed}
 
 
 @pytest.mark.parametrize(
