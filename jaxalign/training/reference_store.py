@@ -77,7 +77,7 @@ class ReferenceStore:
       read_only: write and clean nothing (a shared store that this user cannot write).
 
     Raises:
-      ConfigError: an identity is empty.
+      ConfigError: an identity is empty, or the folder cannot be made or written.
     """
 
     def __init__(
@@ -111,8 +111,19 @@ class ReferenceStore:
         for field in (FORMAT, *(value.encode() for value in identity.values())):
             self._hasher.update(len(field).to_bytes(8, "little") + field)
         if not read_only:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._open_folder()
             clean(self.folder)
+
+    def _open_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise PermissionError("no permission to write")
+        except OSError as error:
+            raise ConfigError(
+                f"reference.cache_dir: {str(self.folder.parent)!r} cannot be used ({error.strerror or error}). "
+                "Expected a folder that can be made and written; set reference.cache_dir, or JAXALIGN_CACHE."
+            ) from error
 
     def key(self, prompt: Integers, completion: Integers, scored: Sequence[bool] | np.ndarray | None = None) -> bytes:
         """The entry's name, 32 bytes.

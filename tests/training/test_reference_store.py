@@ -108,6 +108,19 @@ def test_an_empty_identity_is_refused(tmp_path, position):
         ReferenceStore(tmp_path, *identity)
 
 
+def test_a_folder_that_cannot_be_made_is_told_with_its_setting(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=r"^reference\.cache_dir: .*file.* cannot be used"):
+            ReferenceStore(folder, *IDENTITY)
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_its_setting(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(ConfigError, match=r"^reference\.cache_dir: .* cannot be used \(no permission to write\)"):
+        ReferenceStore(tmp_path, *IDENTITY)
+
+
 # --- reading and writing
 
 
