@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -144,6 +144,8 @@ def check_data(config: RunConfig, *, tokenizer: Any = None) -> CheckedData:
             "train": (examples.select(kept), _amended(report, examples.select(kept), 0)),
             "eval": (examples.select(held), _amended(report, examples.select(held), 0)),
         }
+    _check_partners(config, {name: examples for name, (examples, _) in loaded.items()})
+    _check_row_length(config, loaded["train"][0])
     return CheckedData(tokenizer, loaded, max_length)
 
 
@@ -209,6 +211,31 @@ def _without_overlap(train: ExampleSet, held_out: ExampleSet, data: DataConfig) 
     return train.select(kept), len(train) - len(kept)
 
 
+def _check_partners(config: RunConfig, sets: Mapping[str, ExampleSet]) -> None:
+    """Where each prompt gets another example's completion, there must be another example."""
+    sources = {"train": "data.train", "eval": "data.eval" if config.data.eval else "data.eval_size"}
+    method = get_method(config.method.name)
+    problems = [
+        f"{sources[name]}: got 1 {what} example, expected at least 2: method {method.name} puts another example's "
+        "answer behind each prompt."
+        for name, what in (("train", "training"), ("eval", "held-out"))
+        if is_mismatched(method) and name in sets and len(sets[name]) < 2
+    ]
+    if problems:
+        raise DataError(problems)
+
+
+def _check_row_length(config: RunConfig, examples: ExampleSet) -> None:
+    """A row holds whole examples: the prompt with all its completions."""
+    least, _ = _fill(examples, is_mismatched(get_method(config.method.name))).largest
+    given = config.data.row_length
+    if given is not None and given < least:
+        raise ConfigError(
+            f"data.row_length: got {given}, expected at least {least}, the tokens of the longest example with all its "
+            "completions, which one row holds. Raise it, lower data.max_length, or leave data.row_length out."
+        )
+
+
 def _amended(report: DataReport, examples: ExampleSet, overlap: int) -> DataReport:
     dropped = {**report.dropped, "train/eval overlap": overlap} if overlap else report.dropped
     return dataclasses.replace(
@@ -254,6 +281,28 @@ class RowLayout:
         return Packer(self.shape, counts, self.multiple, column_names=columns, local_rows=local_rows)
 
 
+class _Fill(NamedTuple):
+    """What examples fill of a row: tokens and scored tokens of each, completions, and what the largest fills."""
+
+    tokens: np.ndarray
+    scored: np.ndarray
+    completions: int
+    largest: tuple[int, int]
+
+
+def _fill(examples: ExampleSet, mismatched: bool) -> _Fill:
+    scored = examples.completion_lengths.sum(axis=1).astype(np.int64)
+    tokens = scored + examples.prompt_lengths
+    largest = int(tokens.max()), int(scored.max())
+    if not mismatched:
+        return _Fill(tokens, scored, examples.completions, largest)
+    # Partners change every epoch: these are a sample of them, and every row has room for the longest.
+    partner = examples.completion_lengths[:, 0].astype(np.int64)
+    largest = largest[0] + int(partner.max()), largest[1] + int(partner.max())
+    partner = np.random.default_rng(0).permutation(partner)
+    return _Fill(tokens + partner, scored + partner, examples.completions + 1, largest)
+
+
 def lay_out(
     batches: ShuffledBatches | OrderedBatches, multiple: int, row_length: int | None = None, steps: int | None = None
 ) -> RowLayout:
@@ -262,20 +311,14 @@ def lay_out(
     Args:
       batches: what will be packed.
       multiple: of every row count.
-      row_length: a fixed number of tokens in a row.
+      row_length: a fixed number of tokens in a row, which holds the longest example (`check_data` says so first).
       steps: how many batches; None = one pass.
     """
-    examples, mismatched, batch_size = batches.examples, batches.mismatched, batches.batch_size
-    scored = examples.completion_lengths.sum(axis=1).astype(np.int64)
-    completions, least = examples.completions, (0, 0)
-    tokens = scored + examples.prompt_lengths
-    if mismatched:
-        # Partners change every epoch: these are a sample of them, and every row has room for the longest.
-        partner = examples.completion_lengths[:, 0].astype(np.int64)
-        least = (int(tokens.max() + partner.max()), int(scored.max() + partner.max()))
-        partner = np.random.default_rng(0).permutation(partner)
-        tokens, scored, completions = tokens + partner, scored + partner, completions + 1
-    shape = choose_shape(tokens, scored, completions, batch_size, row_tokens=row_length, least=least)
+    examples, batch_size = batches.examples, batches.batch_size
+    fill = _fill(examples, batches.mismatched)
+    shape = choose_shape(
+        fill.tokens, fill.scored, fill.completions, batch_size, row_tokens=row_length, least=fill.largest
+    )
     count = len(batches) if isinstance(batches, OrderedBatches) else steps or -(-len(examples) // batch_size)
     needs = [len(plan_rows(*batches.sizes(step), shape).rows) for step in range(min(count, MOST_PLANNED))]
     # A second program pays when it saves padding more often than it costs compilation.

@@ -65,8 +65,7 @@ class ShuffledBatches:
         mismatched: bool = False,
         attach: Attach | None = None,
     ):
-        if mismatched and len(examples) < 2:
-            raise ValueError("a mismatched completion needs at least 2 examples, got 1")
+        _check_partners(examples, mismatched)
         self.examples = examples
         self.batch_size = batch_size
         self.mismatched = mismatched
@@ -105,6 +104,9 @@ class OrderedBatches:
       mismatched: as in `ShuffledBatches`, with the partners of epoch 0.
       seed: of the partners.
       attach: further columns.
+
+    Raises:
+      ValueError: mismatched completions are asked for and there is only one example.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class OrderedBatches:
         seed: int = 0,
         attach: Attach | None = None,
     ):
+        _check_partners(examples, mismatched)
         self.examples = examples
         self.batch_size = batch_size
         self.mismatched = mismatched
@@ -220,6 +223,11 @@ def ordered_iterator(batches: OrderedBatches, packer: Packer) -> Iterator[Packed
 
 def _permutation(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, stream]).permutation(count)
+
+
+def _check_partners(examples: ExampleSet, mismatched: bool) -> None:
+    if mismatched and len(examples) < 2:
+        raise ValueError("a mismatched completion needs at least 2 examples, got 1")
 
 
 def _partners(count: int, seed: int, epoch: int) -> np.ndarray:

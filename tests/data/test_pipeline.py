@@ -100,6 +100,8 @@ def test_mismatched_partners_are_never_the_example_and_change_every_epoch(exampl
 def test_one_example_has_no_partner(examples):
     with pytest.raises(ValueError, match="at least 2 examples, got 1"):
         ShuffledBatches(examples[:1], batch_size=1, seed=0, mismatched=True)
+    with pytest.raises(ValueError, match="at least 2 examples, got 1"):
+        OrderedBatches(examples[:1], batch_size=1, mismatched=True)
 
 
 def test_attached_columns_ride_along(examples):
