@@ -233,6 +233,6 @@ def test_the_shipped_configurations_are_valid(repository: Path, spec: str):
 
 
 def test_shipped_configurations_name_their_choices(repository: Path):
-    problems = problems_of(str(repository / "configs" / "paired.py:kto,model=tny"))
-    assert any("method: got 'kto', expected one of dpo" in problem for problem in problems)
+    problems = problems_of(str(repository / "configs" / "paired.py:sft,model=tny"))
+    assert any("method: got 'sft', expected one of dpo" in problem for problem in problems)
     assert any("Did you mean 'tiny'?" in problem for problem in problems)
