@@ -147,17 +147,15 @@ class Checkpoints:
           step: which one; the latest by default.
         """
         step = self._manager.latest_step() if step is None else step
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    item={"trainable": abstract},
-                    restore_args=ocp.checkpoint_utils.construct_restore_args({"trainable": abstract}),
-                    partial_restore=True,
-                )
-            ),
+        wanted = ocp.args.PyTreeRestore(
+            item={"trainable": abstract},
+            restore_args=ocp.checkpoint_utils.construct_restore_args({"trainable": abstract}),
+            partial_restore=True,
         )
-        return restored["state"]["trainable"]
+        # A manager of its own: one that has saved or restored whole states takes no other arguments for them.
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        with ocp.CheckpointManager(self._manager.directory, options=options) as reader:
+            return reader.restore(step, args=ocp.args.Composite(state=wanted))["state"]["trainable"]
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
