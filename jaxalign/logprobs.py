@@ -98,8 +98,13 @@ def _blocks(vocabulary: int, size: int) -> tuple[tuple[int, int], ...]:
     return tuple(itertools.pairwise(edges))
 
 
+def _precision(head):
+    """Float32 means float32 also where the hardware would round the factors (TF32, bfloat16 passes)."""
+    return jax.lax.Precision.HIGHEST if head.dtype == jnp.float32 else None
+
+
 def _capped_logits(states, head, soft_cap):
-    logits = jnp.einsum("rcd,dv->rcv", states, head, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("rcd,dv->rcv", states, head, precision=_precision(head), preferred_element_type=jnp.float32)
     return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
 
 
@@ -171,10 +176,9 @@ def _scores_backward(soft_cap, chunk, blocks, statistics, residuals, cotangents)
             if soft_cap is not None:
                 gradient = gradient * (1.0 - jnp.square(logits / soft_cap))
             gradient = gradient.astype(head.dtype)
-            states_gradient += jnp.einsum("rcv,dv->rcd", gradient, block_head, preferred_element_type=jnp.float32)
-            head_gradient[block] += jnp.einsum(
-                "rcd,rcv->dv", chunk_states, gradient, preferred_element_type=jnp.float32
-            )
+            products = {"precision": _precision(head), "preferred_element_type": jnp.float32}
+            states_gradient += jnp.einsum("rcv,dv->rcd", gradient, block_head, **products)
+            head_gradient[block] += jnp.einsum("rcd,rcv->dv", chunk_states, gradient, **products)
         return head_gradient, states_gradient.astype(states.dtype)
 
     zeros = [jnp.zeros((head.shape[0], stop - start), jnp.float32) for start, stop in blocks]

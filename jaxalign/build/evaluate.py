@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxalign.build.data import (
     CheckedData,
     architecture,
     check_data,
     column_names,
+    is_mismatched,
     lay_out,
     ordered,
 )
 from jaxalign.build.model import load_folder, make_policy, mesh_plan, settled, start_variables
-from jaxalign.build.reference import RunReference, make_reference
+from jaxalign.build.reference import RunReference, make_reference, plan_reference
 from jaxalign.config import RunConfig
 from jaxalign.data.pipeline import ordered_iterator
-from jaxalign.errors import ConfigError, DataError
-from jaxalign.evaluation.preferences import evaluate_preferences, make_eval_step
-from jaxalign.methods import Method, get_method
+from jaxalign.errors import ConfigError, DataError, did_you_mean
+from jaxalign.evaluation.preferences import (
+    CompletionScores,
+    evaluate_preferences,
+    make_eval_step,
+    preference_metrics,
+)
+from jaxalign.methods import Layout, Method, get_method
 from jaxalign.models.huggingface import resolve as resolve_model
 from jaxalign.models.policy import Policy
 from jaxalign.training.mesh import MeshPlan
@@ -64,6 +72,34 @@ def make_evaluator(
     return evaluate
 
 
+def check_best_metric(config: RunConfig, method: Method) -> None:
+    """Whether ``train.best_metric`` is a metric that evaluation gives, told before anything is trained.
+
+    Raises:
+      ConfigError: it is none.
+    """
+    best = config.train.best_metric
+    if best is None:
+        return
+    paired = method.layout is Layout.PAIRED
+    completions = 2 if paired or is_mismatched(method) else 1
+    some = np.full((2, completions), -1.0, np.float32)
+    scores = CompletionScores(
+        policy=some,
+        reference=some,
+        lengths=-some,
+        example_mask=np.ones(2, bool),
+        columns={"desirable": np.array([True, False])} if method.layout is Layout.UNPAIRED else {},
+        has_reference=config.reference.source != "none",
+    )
+    found = preference_metrics(method, method.resolve_options(config.method.options), scores)
+    known = sorted(f"eval_{name}" for name in found)
+    if best not in known:
+        raise ConfigError(
+            f"train.best_metric: got {best!r}, expected one of {', '.join(known)}.{did_you_mean(best, known)}"
+        )
+
+
 def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | None = None) -> dict[str, float]:
     """Held-out metrics of a model under a run's data, method and reference.
 
@@ -92,12 +128,12 @@ def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | 
     if folder is not None and model is None and not Path(folder).is_dir():
         raise ConfigError(f"--workdir: {workdir} has no export/ to evaluate. Train first, or give --model.")
     plan, method = mesh_plan(config), get_method(config.method.name)
+    views = plan_reference(config, data, sets=("eval",))
     with jax.set_mesh(plan.mesh):
         policy = make_policy(config, architecture(config), plan)
-        variables = start_variables(config, policy, plan)
-        reference = make_reference(config, data, policy, variables, plan)
-        if folder is not None:
-            variables = load_folder(resolve_model(folder), policy, plan)
+        start = functools.cache(lambda: start_variables(config, policy, plan))
+        reference = make_reference(config, views, policy, start, plan, donated=False)
+        variables = start() if folder is None else load_folder(resolve_model(folder), policy, plan)
         evaluator = make_evaluator(config, data, policy, method, reference, plan)
         found = evaluator(variables, reference.reference.init(variables), {"reference": reference.variables})
     metrics = {f"eval_{name}": value for name, value in found.items()}

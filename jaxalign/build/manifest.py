@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,11 +15,52 @@ from typing import Any
 import jax
 
 from jaxalign.build.data import CheckedData
-from jaxalign.config import RunConfig, to_dict
+from jaxalign.config import RunConfig, read_json, resolve, to_dict
+from jaxalign.config_checks import differences
+from jaxalign.errors import ConfigError, DataError
 from jaxalign.training.loop import Interrupted
 from jaxalign.training.mesh import MeshPlan
 
 PACKAGES = ("jaxalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers")
+
+
+def check_same_configuration(workdir: Path, config: RunConfig) -> bool:
+    """Whether the folder holds a run with checkpoints to go on from.
+
+    Raises:
+      ConfigError: it does, but of a configuration that this one cannot continue; with what differs.
+    """
+    path = workdir / "config.json"
+    if not any(workdir.glob("checkpoints/[0-9]*")) or not path.is_file():
+        return False
+    changed = differences(resolve(read_json(path)), config)
+    if changed:
+        raise ConfigError(
+            [
+                f"--workdir: {workdir} holds a run with another configuration. Give another folder, remove this one, or"
+                f" continue its run with --workdir={workdir} alone. What differs:",
+                *changed,
+            ]
+        )
+    return True
+
+
+def check_same_data(workdir: Path, data: CheckedData) -> None:
+    """Whether the data are those that the run in the folder began with.
+
+    Raises:
+      DataError: they are not; with the sets that differ.
+    """
+    before = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["data"]
+    changed = [
+        f"{name} data: the examples are not those that the run in {workdir} began with ({before[name]['examples']}"
+        f" then, {len(examples)} now): the files, the tokenizer or the chat template changed. Restore them, or give"
+        " another --workdir."
+        for name, (examples, report) in data.sets.items()
+        if name in before and before[name]["data_hash"] != report.data_hash
+    ]
+    if changed:
+        raise DataError(changed)
 
 
 class Manifest:
@@ -30,6 +72,7 @@ class Manifest:
 
     def __init__(self, workdir: Path, config: RunConfig, data: CheckedData, plan: MeshPlan):
         self._path = workdir / "manifest.json"
+        self._resumed = any(workdir.glob("checkpoints/[0-9]*"))
         device = plan.mesh.devices.flat[0]
         self._facts: dict[str, Any] = {
             "status": "running",
@@ -45,10 +88,28 @@ class Manifest:
             },
             "versions": {"python": platform.python_version(), **_versions()},
         }
+        self._before = _read(self._path)
         if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            _write(workdir / "config.json", to_dict(config))
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                _write(workdir / "config.json", to_dict(config))
+            except OSError as error:
+                raise ConfigError(f"--workdir: {workdir} cannot be written: {error.strerror}.") from error
         self.note()
+
+    def note_reference(self, facts: Mapping[str, Any]) -> None:
+        """Adds what is known of the reference.
+
+        Raises:
+          ConfigError: the run goes on, but from another reference than it began with.
+        """
+        before = self._before.get("reference", {}).get("hash")
+        if self._resumed and before is not None and before != facts.get("hash"):
+            raise ConfigError(
+                f"reference.source: {facts['source']!r} holds other weights ({facts.get('hash')}) than when the run"
+                f" began ({before}). Restore them, or give another --workdir."
+            )
+        self.note(reference=dict(facts))
 
     def note(self, **facts: Any) -> None:
         """Adds facts and writes the file."""
@@ -78,6 +139,10 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write(path: Path, content: Any) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,54 @@ class RunReference:
     facts: Mapping[str, Any]
 
 
+def plan_reference(config: RunConfig, data: CheckedData, sets: Collection[str] = ("train", "eval")) -> dict[str, View]:
+    """Checks the reference's source, and gives the examples as a cached reference reads them. Reads no weights.
+
+    Args:
+      config: the run, resolved.
+      data: its examples.
+      sets: which of them the reference will read.
+
+    Returns:
+      a view of each set; none for a reference that is not cached.
+
+    Raises:
+      ModelError, DataError, ConfigError: the other model or its tokenizer cannot be used for this data.
+    """
+    source, mode = config.reference.source, config.reference.mode
+    if mode == "cached":
+        views = reference_views(config, data, training_steps(config, data))
+        return {name: view for name, view in views.items() if name in sets}
+    if source not in ("policy", "none"):
+        folder = resolve(source, option="reference.source")
+        read_config(folder)
+        theirs, ours = (TokenizerView.of(t).content_hash for t in (load_tokenizer(folder), data.tokenizer))
+        if theirs != ours:
+            raise ConfigError(
+                f"reference.mode: got 'live' with {source!r}, whose tokenizer is not the policy's. Use 'cached': each "
+                "model then scores the text in its own tokens."
+            )
+    return {}
+
+
 def make_reference(
-    config: RunConfig, data: CheckedData, policy: Policy, variables: Variables, plan: MeshPlan
+    config: RunConfig,
+    views: Mapping[str, View],
+    policy: Policy,
+    start: Callable[[], Variables],
+    plan: MeshPlan,
+    *,
+    donated: bool,
 ) -> RunReference:
     """The run's reference. Fills the cache first where it is cached and something is missing.
 
     Args:
       config: the run, resolved.
-      data: its examples.
+      views: from `plan_reference`.
       policy: the policy's functions.
-      variables: the weights that training starts from.
+      start: gives the weights that training starts from; called only if they are needed.
       plan: the mesh.
+      donated: whether the caller gives these weights away to training, so that a live reference needs a copy.
 
     Raises:
       ConfigError: the method cannot use this reference.
@@ -72,6 +110,8 @@ def make_reference(
     settings = config.reference
     source, mode = settings.source, settings.mode
     facts: dict[str, Any] = {"source": source, "mode": mode}
+    if source != "none":
+        facts["hash"] = _reference_hash(config, policy, start)
     attach: dict[str, Attach | None] = {"train": None, "eval": None}
     frozen: Variables = {}
     if source == "none":
@@ -80,21 +120,21 @@ def make_reference(
         made = references.moving(policy, rate=settings.update_rate, every=settings.update_every, dtype=settings.dtype)
     elif mode == "live" and source == "policy":
         made = references.frozen(policy)
-        frozen = jax.tree.map(lambda leaf: leaf.copy(), variables)  # the policy's own buffers are donated
+        frozen = jax.tree.map(lambda leaf: leaf.copy(), start()) if donated else start()
     elif mode == "live":
-        made, frozen = _live_other(config, data, plan)
-        facts["hash"] = weights_hash(resolve(source))
+        folder = resolve(source, option="reference.source")
+        theirs = make_policy(config, read_config(folder), plan)
+        made, frozen = references.frozen(theirs), load_folder(folder, theirs, plan)
     else:
-        views = reference_views(config, data, training_steps(config, data))
-        store, facts["cache"] = _fill(config, views, policy, variables, plan)
-        facts["hash"] = store.identity["reference_hash"]
+        store, facts["cache"] = _fill(config, views, facts["hash"], policy, start, plan)
         token_level = all(view.token_level for view in views.values())
         made = references.cached() if token_level else references.cached_sums()
         attach |= {name: _attach(read(store, view.shown), view) for name, view in views.items()}
     problems = check_reference(get_method(config.method.name), made)
     if problems:
         raise ConfigError(problems)
-    return RunReference(made, frozen, attach, source == "policy", facts)
+    coarser = mode == "moving" and settings.dtype not in (None, config.model.param_dtype)
+    return RunReference(made, frozen, attach, source == "policy" and not coarser, facts)
 
 
 def cache_reference(config: RunConfig) -> dict[str, Any]:
@@ -112,43 +152,40 @@ def cache_reference(config: RunConfig) -> dict[str, Any]:
     if config.reference.source == "none":
         raise ConfigError(f"reference.source: got none (method {config.method.name}), so there is nothing to cache.")
     data, plan = check_data(config), mesh_plan(config)
+    views = reference_views(config, data, training_steps(config, data))
     policy = make_policy(config, architecture(config), plan)
     with jax.set_mesh(plan.mesh):
-        variables = start_variables(config, policy, plan) if config.reference.source in ("policy", "prior") else {}
-        views = reference_views(config, data, training_steps(config, data))
-        store, counts = _fill(config, views, policy, variables, plan)
-    return {"folder": str(store.folder), "reference": store.identity["reference_hash"], **counts}
+        start = functools.cache(lambda: start_variables(config, policy, plan))
+        reference_hash = _reference_hash(config, policy, start)
+        store, counts = _fill(config, views, reference_hash, policy, start, plan)
+    return {"folder": str(store.folder), "reference": reference_hash, **counts}
 
 
-def _live_other(config: RunConfig, data: CheckedData, plan: MeshPlan) -> tuple[Reference, Variables]:
-    """Another model that reads the policy's tokens, in every step."""
-    folder = resolve(config.reference.source)
-    theirs, ours = (TokenizerView.of(t).content_hash for t in (load_tokenizer(folder), data.tokenizer))
-    if theirs != ours:
-        raise ConfigError(
-            f"reference.mode: got 'live' with {config.reference.source!r}, whose tokenizer is not the policy's. Use "
-            "'cached': each model then scores the text in its own tokens."
-        )
-    policy = make_policy(config, read_config(folder), plan)
-    return references.frozen(policy), load_folder(folder, policy, plan)
+def _reference_hash(config: RunConfig, policy: Policy, start: Callable[[], Variables]) -> str:
+    """The identity of the model that the reference is, or starts as."""
+    source = config.reference.source
+    if source not in ("policy", "prior"):
+        return weights_hash(resolve(source, option="reference.source"))
+    if config.model.path is not None:
+        return weights_hash(resolve(config.model.path, option="model.path"))
+    return weights_hash(start(), policy.config)
 
 
 def _fill(
-    config: RunConfig, views: Mapping[str, View], policy: Policy, variables: Variables, plan: MeshPlan
+    config: RunConfig,
+    views: Mapping[str, View],
+    reference_hash: str,
+    policy: Policy,
+    start: Callable[[], Variables],
+    plan: MeshPlan,
 ) -> tuple[ReferenceStore, dict[str, int]]:
     """Opens the store and computes what it lacks. The reference's weights are read only if something is missing."""
     source = config.reference.source
     own = source in ("policy", "prior")
-    if not own:
-        reference_hash = weights_hash(resolve(source))
-    elif config.model.path is not None:
-        reference_hash = weights_hash(resolve(config.model.path))
-    else:
-        reference_hash = weights_hash(variables, policy.config)
     store = ReferenceStore(
         Path(config.reference.cache_dir or os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign").expanduser(),
         reference_hash=reference_hash,
-        template_hash=views["train"].template_hash,
+        template_hash=next(iter(views.values())).template_hash,
         precision=f"{config.model.dtype}/{config.model.param_dtype}/{FORWARD}",
         process_index=jax.process_index(),
     )
@@ -158,10 +195,12 @@ def _fill(
 
     def score(examples):
         if not scorer:
-            theirs, weights = policy, variables
-            if not own:
-                theirs = make_policy(config, read_config(resolve(source)), plan)
-                weights = load_folder(resolve(source), theirs, plan)
+            if own:
+                theirs, weights = policy, start()
+            else:
+                folder = resolve(source, option="reference.source")
+                theirs = make_policy(config, read_config(folder), plan)
+                weights = load_folder(folder, theirs, plan)
             layout = _common_layout(views, is_mismatched(method), batch_size, plan)
             scorer.append(RowScorer(theirs, weights, layout.packer((), plan.local_rows), plan))
         return scorer[0](examples)

@@ -35,21 +35,21 @@ def make_start_check(
     tolerance = TOLERANCE[dtype]
 
     def check(batch: PackedBatch, output: StepOutput) -> None:
-        if jax.process_count() > 1:
-            return  # the columns of the other processes' rows are not here; the first run on one process has checked
         policy, reference = np.asarray(output.policy_sums), np.asarray(output.reference_sums)
-        mask = np.asarray(batch.rows.example_mask)
+        # Where a row holds no example both are 0.
         gap = np.abs(policy - reference) / np.maximum(np.abs(reference), 1.0)
-        gap = np.where(mask[..., None], gap, 0.0)
         if gap.max() > tolerance:
             r, e, k = np.unravel_index(int(gap.argmax()), gap.shape)
             raise NumericsError(
                 f"step 1: the policy before training and its reference are one model, but the log-probability of "
-                f"completion {k} of example {batch.rows.columns['example_id'][r, e]} is {policy[r, e, k]:.6g} under "
-                f"the policy and {reference[r, e, k]:.6g} under the reference (nats). The reference is not the model "
-                "that training starts from. Set train.check_first_step=false only if that is meant."
+                f"completion {k} of an example (row {r}, place {e} of the batch) is {policy[r, e, k]:.6g} under the "
+                f"policy and {reference[r, e, k]:.6g} under the reference (nats). The reference is not the model that "
+                "training starts from. Set train.check_first_step=false only if that is meant."
             )
+        if jax.process_count() > 1:
+            return  # the loss below needs the columns of all rows, and those of the other processes are not here
         rows = jax.tree.map(jnp.asarray, batch.rows)
+        mask = np.asarray(batch.rows.example_mask)
         inputs = objective_inputs(
             method,
             policy_sums=jnp.asarray(reference),

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
 from jaxalign.build.data import (
     CheckedData,
     architecture,
     check_data,
     column_names,
+    export_tokenizer,
     lay_out,
     shuffled,
     training_steps,
 )
-from jaxalign.build.evaluate import make_evaluator
-from jaxalign.build.manifest import Manifest
+from jaxalign.build.evaluate import check_best_metric, make_evaluator
+from jaxalign.build.manifest import Manifest, check_same_configuration, check_same_data
 from jaxalign.build.model import make_policy, mesh_plan, settled, start_variables
-from jaxalign.build.reference import RunReference, make_reference
+from jaxalign.build.reference import RunReference, make_reference, plan_reference
+from jaxalign.build.reference_views import View
 from jaxalign.build.start_check import make_start_check
-from jaxalign.config import RunConfig, to_dict
+from jaxalign.config import OptimizerConfig, RunConfig, to_dict
 from jaxalign.data.pipeline import training_iterator
-from jaxalign.methods import get_method
+from jaxalign.data.prompts import end_token_ids
+from jaxalign.methods import Method, get_method
 from jaxalign.models.export import save_pretrained
 from jaxalign.models.policy import Policy
 from jaxalign.training.checkpoint import Checkpoints, abstract_state
@@ -35,11 +42,14 @@ from jaxalign.training.loop import Progress, Schedule, run
 from jaxalign.training.mesh import MeshPlan
 from jaxalign.training.metrics import MetricSinks, read_metrics
 from jaxalign.training.optimizer import make_optimizer
-from jaxalign.training.state import TrainState, create_state, state_shardings
+from jaxalign.training.scoring import score
+from jaxalign.training.state import Frozen, TrainState, create_state, state_shardings
 from jaxalign.training.step import make_train_step
 from jaxalign.training.throughput import Throughput, measure_matmul_peak, training_flops_per_token
 from jaxalign.training.trainable import full
-from jaxalign.types import Variables
+from jaxalign.types import Rows, Variables
+
+_log = logging.getLogger("jaxalign")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,57 +83,66 @@ def train(config: RunConfig, workdir: str | Path) -> TrainResult:
     """
     config = settled(config)
     workdir = Path(workdir)
-    data = check_data(config)
-    plan = mesh_plan(config)
-    manifest = Manifest(workdir, config, data, plan)
-    with jax.set_mesh(plan.mesh), manifest:
-        return _train(config, workdir, data, plan, manifest)
-
-
-def _train(config: RunConfig, workdir: Path, data: CheckedData, plan: MeshPlan, manifest: Manifest) -> TrainResult:
+    resuming = check_same_configuration(workdir, config)
     method = get_method(config.method.name)
-    policy = make_policy(config, architecture(config), plan)
-    steps = training_steps(config, data)
-    variables = start_variables(config, policy, plan)
-    reference = make_reference(config, data, policy, variables, plan)
-    manifest.note(reference=dict(reference.facts), parameters=_count(variables))
+    check_best_metric(config, method)
+    data = check_data(config)
+    for name, (_, report) in data.sets.items():
+        for warning in report.warnings:
+            _log.warning("%s data: %s", name, warning)
+    if resuming:
+        check_same_data(workdir, data)
+    views = plan_reference(config, data)
+    plan = mesh_plan(config)
+    with jax.set_mesh(plan.mesh), Manifest(workdir, config, data, plan) as manifest:
+        policy = make_policy(config, architecture(config), plan)
+        return _train(_Run(config, workdir, data, method, plan, policy), views, manifest)
 
-    settings = config.optimizer
-    optimizer, schedule = make_optimizer(
-        settings.name,
-        settings.learning_rate,
-        settings.schedule,
-        steps,
-        settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What all parts of a run read."""
+
+    config: RunConfig
+    workdir: Path
+    data: CheckedData
+    method: Method
+    plan: MeshPlan
+    policy: Policy
+
+
+def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainResult:
+    config, data, method, plan, policy = this.config, this.data, this.method, this.plan, this.policy
+    steps = training_steps(config, data)
+    checkpoints = Checkpoints(
+        this.workdir / "checkpoints", keep=config.train.keep, best_metric=config.train.best_metric
     )
+    fresh = checkpoints.latest_step is None
+    start = functools.cache(lambda: start_variables(config, policy, plan))
+    reference = make_reference(config, views, policy, start, plan, donated=fresh)
+    manifest.note_reference(reference.facts)
+
+    optimizer, schedule = _optimizer(config.optimizer, steps)
     trainable = full()
 
-    def start(variables: Variables) -> tuple[TrainState, Any]:
+    def begin(variables: Variables) -> tuple[TrainState, Any]:
         return create_state(variables, trainable, optimizer, reference.reference, config.train.seed)
 
-    parameter_shardings = plan.tree_shardings(policy.axes(), policy.abstract())
-    shapes, untrained_shapes = jax.eval_shape(start, variables)
-    shardings = state_shardings(shapes, parameter_shardings, plan.replicated)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep, best_metric=config.train.best_metric)
+    shapes, untrained_shapes = jax.eval_shape(begin, policy.abstract())
+    shardings = state_shardings(shapes, plan.tree_shardings(policy.axes(), policy.abstract()), plan.replicated)
     batches = shuffled(data.train, method, config, reference.attach["train"])
     layout = lay_out(batches, plan.batch_size * config.train.microbatches, config.data.row_length, steps)
-    columns = column_names(method, reference.reference.columns)
-    packer = layout.packer(columns, plan.local_rows)
+    packer = layout.packer(column_names(method, reference.reference.columns), plan.local_rows)
     iterator = training_iterator(batches, packer, steps)
-    if checkpoints.latest_step is None:
-        state, untrained = jax.jit(start, donate_argnums=0, out_shardings=(shardings, None))(variables)
+    if fresh:
+        state, untrained = jax.jit(begin, donate_argnums=0, out_shardings=(shardings, None))(start())
         progress = Progress()
     else:
         restored = checkpoints.restore(abstract_state(shapes, shardings))
         state, untrained = restored.state, jax.tree.map(lambda _: None, untrained_shapes)
         iterator.set_state(restored.iterator)
         progress = Progress.from_dict(restored.step, restored.run)
-    del variables
+    start.cache_clear()  # the weights it gave are donated, or only the reference's from here on
     frozen = {"policy": untrained, "reference": reference.variables}
     step = make_train_step(
         policy,
@@ -137,7 +156,7 @@ def _train(config: RunConfig, workdir: Path, data: CheckedData, plan: MeshPlan, 
         pin_gradients=lambda gradients: jax.lax.with_sharding_constraint(gradients, shardings.trainable),
     )
     compiled = CompiledStep(step, shardings, plan.replicated, layout.row_counts)
-    last = _held_out(workdir, progress.step)  # of a run that is finished already
+    last = _held_out(this.workdir, progress.step)  # of a run that is finished already
     evaluator = make_evaluator(config, data, policy, method, reference, plan)
 
     def evaluate(state: TrainState) -> Mapping[str, float]:
@@ -145,14 +164,19 @@ def _train(config: RunConfig, workdir: Path, data: CheckedData, plan: MeshPlan, 
         last.update({f"eval_{name}": value for name, value in found.items()})
         return found
 
+    @functools.partial(jax.jit, out_shardings=plan.replicated)
+    def check_weights(state: TrainState, frozen: Frozen, rows: Rows) -> jax.Array:
+        return jnp.isfinite(score(policy, trainable.join(state.trainable, frozen["policy"]), rows).sums).all()
+
     manifest.note(
         steps=steps,
+        parameters=_count(policy.abstract()),
         rows={**layout.shape._asdict(), "row_counts": list(layout.row_counts)},
         mesh=dict(plan.mesh.shape),
         resumed_at=progress.step,
     )
     with MetricSinks(
-        workdir,
+        this.workdir,
         total_steps=steps,
         step=progress.step,
         tensorboard=config.logging.tensorboard,
@@ -179,13 +203,31 @@ def _train(config: RunConfig, workdir: Path, data: CheckedData, plan: MeshPlan, 
             checkpoints=checkpoints,
             evaluate=evaluate if data.held_out is not None else None,
             check_first=_start_check(config, reference, method),
+            check_weights=check_weights,
             describe=lambda identity: data.train.sources[identity],
-            throughput=_throughput(config, policy, reference, plan),
+            throughput=_throughput(config, policy, plan),
         )
         manifest.note(train_seconds=time.perf_counter() - started, compiled=compiled.facts(), metrics=last)
-    _export(config, workdir, data, policy, trainable, checkpoints, state, frozen, shapes, shardings)
+    trained = trainable.join(state.trainable, frozen["policy"])
+    if config.train.export:
+        _export(this, checkpoints, trained, shardings.trainable, progress.step)
     checkpoints.close()
-    return TrainResult(policy, trainable.join(state.trainable, frozen["policy"]), last, workdir)
+    return TrainResult(policy, trained, last, this.workdir)
+
+
+def _optimizer(settings: OptimizerConfig, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    return make_optimizer(
+        settings.name,
+        settings.learning_rate,
+        settings.schedule,
+        steps,
+        settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+    )
 
 
 def _start_check(config: RunConfig, reference: RunReference, method):
@@ -194,31 +236,34 @@ def _start_check(config: RunConfig, reference: RunReference, method):
     return make_start_check(method, config.method.options, config.model.dtype)
 
 
-def _throughput(config: RunConfig, policy: Policy, reference: RunReference, plan: MeshPlan) -> Throughput:
+def _throughput(config: RunConfig, policy: Policy, plan: MeshPlan) -> Throughput:
     abstract = policy.abstract()["params"]
     used = _count(abstract) - (0 if policy.config.tied_embeddings else _count(abstract["embed"]))
-    flops = training_flops_per_token(used, live_reference=bool(reference.variables))
+    live = config.reference.source != "none" and config.reference.mode != "cached"
+    flops = training_flops_per_token(used, live_reference=live)
     return Throughput(flops, measure_matmul_peak(config.model.dtype) * plan.mesh.size)
 
 
-def _export(config, workdir, data, policy, trainable, checkpoints, state, frozen, shapes, shardings) -> None:
-    """Writes the last state, or the best where a metric says which that is, as a Hugging Face folder."""
-    if not config.train.export:
-        return
-    best = checkpoints.best_step
-    if best is not None and best != int(state.step):
-        state = checkpoints.restore(abstract_state(shapes, shardings), best).state
+def _export(this: _Run, checkpoints: Checkpoints, trained: Variables, shardings: Any, step: int) -> None:
+    """Writes the last weights, or the best where a metric says which these are, as a Hugging Face folder."""
+    config, best = this.config, checkpoints.best_step
+    if best is not None and best != step:
+        step = best
+        trained = checkpoints.restore_trained(abstract_state(this.policy.abstract(), shardings), best)
+    path = config.model.path
+    tokenizer = export_tokenizer(config, this.data.tokenizer)
     save_pretrained(
-        policy,
-        trainable.join(state.trainable, frozen["policy"]),
-        workdir / "export",
-        tokenizer=data.tokenizer,
+        this.policy,
+        trained,
+        this.workdir / "export",
+        tokenizer=tokenizer,
+        end_tokens=end_token_ids(tokenizer),
         card={
-            "base_model": config.model.path if config.model.path and not Path(config.model.path).is_dir() else None,
+            "base_model": path if path and not Path(path).is_dir() else None,
             "method": config.method.name,
             "options": dict(config.method.options),
-            "metrics": {name: round(value, 5) for name, value in _held_out(workdir, int(state.step)).items()},
-            "notes": f"Trained on {len(data.train)} examples for {int(state.step)} steps of {config.train.batch_size}.",
+            "metrics": {name: round(value, 5) for name, value in _held_out(this.workdir, step).items()},
+            "notes": f"Trained on {len(this.data.train)} examples for {step} steps of {config.train.batch_size}.",
         },
     )
 
@@ -226,7 +271,8 @@ def _export(config, workdir, data, policy, trainable, checkpoints, state, frozen
 def _held_out(workdir: Path, step: int) -> dict[str, float]:
     """The held-out metrics of a step, from the run's record."""
     rows = [row for row in read_metrics(workdir) if row["step"] == step]
-    return {name: value for row in rows for name, value in row.items() if name.startswith("eval_")}
+    found = {name: value for row in rows for name, value in row.items() if name.startswith("eval_")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _count(tree: Any) -> int:

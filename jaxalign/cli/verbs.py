@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from jaxalign.config import RunConfig, read_dict, read_json, resolve
-from jaxalign.config_checks import differences
+from jaxalign.config import RunConfig, read_dict, resolve
 from jaxalign.config_transport import load, override
 from jaxalign.errors import ConfigError, DataError
 
@@ -53,30 +52,9 @@ def stop_at(problems: list[str]) -> None:
         raise ConfigError(problems)
 
 
-def refuse_other_run(config: RunConfig, workdir: str) -> None:
-    """Stops if the folder holds a run that this configuration cannot continue.
-
-    Raises:
-      ConfigError: with what differs.
-    """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        return
-    changed = differences(resolve(read_json(path)), config)
-    if changed:
-        raise ConfigError(
-            [
-                f"--workdir: {workdir} holds a run with another configuration. Give another folder, remove this one, or"
-                f" continue its run with --workdir={workdir} alone. What differs:",
-                *changed,
-            ]
-        )
-
-
 def train(args: Namespace) -> int:
     """Trains; the same command continues a run."""
     config = configuration(args)
-    refuse_other_run(config, args.workdir)
     from jaxalign import build
     from jaxalign.training.loop import Interrupted
 

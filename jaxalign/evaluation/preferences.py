@@ -146,7 +146,13 @@ def preference_metrics(method: Method, options: Mapping[str, Any], scores: Compl
             metrics[name] = _mean(values, weights)
     if {"rewards/chosen", "rewards/rejected"} <= metrics.keys() and "rewards/margins" not in metrics:
         metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-    return metrics | _ranking(method, scores) | _distances(method, scores)
+    metrics |= _ranking(method, scores) | _distances(method, scores)
+    broken = {name: value for name, value in metrics.items() if not np.isfinite(value)}
+    if broken:
+        raise NumericsError(
+            "evaluation: not finite: " + ", ".join(f"{name} = {value}" for name, value in broken.items())
+        )
+    return metrics
 
 
 def evaluate_preferences(

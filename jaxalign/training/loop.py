@@ -90,6 +90,7 @@ def run(
     checkpoints: Checkpoints | None,
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     check_first: Callable[[PackedBatch, StepOutput], None] | None = None,
+    check_weights: Callable[[TrainState, Frozen, Rows], jax.Array] | None = None,
     describe: Callable[[int], str] = str,
     throughput: Throughput | None = None,
 ) -> TrainState:
@@ -107,6 +108,7 @@ def run(
       checkpoints: where states go, or None to keep none.
       evaluate: held-out metrics of a state, without the ``eval_`` prefix.
       check_first: called with the first step's batch and output when starting from step 0.
+      check_weights: whether a state gives finite log-probabilities; asked before it is saved without evaluation.
       describe: an example's id -> how to name it in messages.
       throughput: measures tokens and pairs per second.
 
@@ -129,6 +131,12 @@ def run(
 
     def save(metrics: Mapping[str, float] | None) -> None:
         read(0)  # a state that has seen a NaN is never written
+        # The last update has been seen by no forward pass yet. An evaluation is one, and stops at a NaN itself.
+        if metrics is None and check_weights is not None and not check_weights(state, frozen, rows):
+            raise NumericsError(
+                f"step {progress.step}: the weights after this step give log-probabilities that are not finite. They "
+                "are not saved; the last good checkpoint is kept. Try a smaller learning rate."
+            )
         if checkpoints is not None and checkpoints.latest_step != progress.step:
             checkpoints.save(progress.step, state, iterator.get_state(), progress.as_dict(), metrics)
 
@@ -231,7 +239,7 @@ def _not_finite(step, batch: PackedBatch, output: StepOutput, metrics, describe)
         f"{', '.join(broken) or 'the update that the optimizer made of it'}."
     )
     for name, sums in (("policy", output.policy_sums), ("reference", output.reference_sums)):
-        if not sums.is_fully_addressable:
+        if not sums.is_fully_replicated and not sums.is_fully_addressable:
             continue
         bad = ~np.isfinite(np.asarray(sums)).all(axis=-1)
         ids = batch.rows.columns["example_id"]

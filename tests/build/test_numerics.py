@@ -83,3 +83,15 @@ def test_an_exploding_last_step_exports_nothing(configure, tmp_path):
         build.train(config, tmp_path)
     assert saved_steps(tmp_path) == []
     assert not (tmp_path / "export").exists()
+
+
+def test_weights_that_only_the_last_update_broke_are_not_saved(configure, tmp_path):
+    """The update is finite, but what it leads to is not, and no forward pass of a step comes after it."""
+    config = configure(
+        optimizer__learning_rate=1e30, optimizer__warmup_ratio=0.0, optimizer__name="sgd",
+        train__steps=1, data__eval_size=0, train__check_first_step=False,
+    )  # fmt: skip
+    with pytest.raises(NumericsError, match="step 1: "):
+        build.train(config, tmp_path)
+    assert saved_steps(tmp_path) == []
+    assert not (tmp_path / "export").exists()

@@ -162,6 +162,8 @@ def test_another_run_in_the_folder_is_refused_with_what_differs(capsys, tmp_path
     overrides = [("model.path", "nowhere"), ("data.train", "nothing.jsonl")]
     (tmp_path / "config.json").write_text(json.dumps(to_dict(resolve(load(spec, overrides)))))
     words = ["train", f"--config={spec}", f"--workdir={tmp_path}", *NEEDED, "--config.method.beta=0.3"]
+    assert "another configuration" not in problems_of(capsys, *words)  # nothing was trained there: it may start anew
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     err = problems_of(capsys, *words)
     assert "holds a run with another configuration" in err
     assert "method.beta: was 0.1, is 0.3." in err
