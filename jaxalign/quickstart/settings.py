@@ -14,14 +14,14 @@ MAX_LENGTH = 32
 ARCHITECTURE = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 6,
+    "hidden_size": 160,
+    "intermediate_size": 448,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
     "head_dim": 32,
     "max_position_embeddings": 128,
-    "rope_theta": 10000.0,
+    "rope_theta": 100.0,
     "rms_norm_eps": 1e-5,
     "hidden_act": "silu",
     "tie_word_embeddings": True,
@@ -31,11 +31,11 @@ ARCHITECTURE = {
 """The model's config.json, but for what the tokenizer decides: 1.3 million parameters."""
 
 SFT: dict[str, dict[str, Any]] = {
-    "optimizer": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
-    "train": {"batch_size": 64, "steps": 900, "log_every": 20, "eval_every": 300},
+    "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
+    "train": {"batch_size": 32, "steps": 1600, "log_every": 20, "eval_every": 400},
 }
 PREFERENCES: dict[str, dict[str, Any]] = {
-    "optimizer": {"learning_rate": 2e-4, "schedule": "linear", "warmup_ratio": 0.1},
+    "optimizer": {"learning_rate": 1e-4, "schedule": "linear", "warmup_ratio": 0.1},
     "train": {"batch_size": 32, "steps": 375, "log_every": 5, "eval_every": 75},
 }
 

@@ -38,7 +38,6 @@ KNOWN = {
     "Reverse: jay cat koala fox": "fox koala cat jay",
     "Swap first and last: jay cat koala fox": "fox cat koala jay",
     "Put in order: jay cat koala ant": "ant cat jay koala",
-    "Sort from z: jay cat koala ant": "koala jay cat ant",
     "Nearest to a: jay cat koala": "cat",
 }
 

@@ -1,4 +1,4 @@
-"""An instruction language with a known right answer: eleven tasks on lists of animals.
+"""An instruction language with a known right answer: ten tasks on lists of animals.
 
 ``"Sort: fox cat hen"`` asks for ``"cat fox hen"``. Every prompt can be read back, so `answer` and `check` work on plain
 text and need no file: they judge what a model wrote, whatever wrote it. An answer is *right* if it is the answer, with
@@ -73,7 +73,6 @@ TASKS = (
         lambda x, w: _start_swapped(x),
     ),
     Task("sort", ("Sort", "Put in order"), lambda x, w: sorted(x), lambda x, w: sorted(x[:-1]) + x[-1:]),
-    Task("sort-down", ("Sort from z", "Put in falling order"), lambda x, w: sorted(x)[::-1], lambda x, w: sorted(x)),
     Task("earliest", ("First in the alphabet", "Nearest to a"), lambda x, w: [min(x)], lambda x, w: x[:1]),
 )
 TASK_NAMES = tuple(task.name for task in TASKS)

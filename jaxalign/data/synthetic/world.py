@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from jaxalign.data.synthetic.language import LONGEST, SHORTEST, TASK_NAMES, WORDS, Question, ask, chatty, check
 from jaxalign.data.synthetic.tokenizer import train_tokenizer
 
-HARD = ("remove", "reverse", "swap-ends", "sort", "sort-down", "earliest")
+HARD = ("remove", "reverse", "swap-ends", "sort", "earliest")
 _HELD_OUT_OF = 10  # one set of words in ten is held out
 
 
@@ -49,8 +49,8 @@ class World:
     questions: int = 1024
     slip_rate: float = 0.15
     hard_slip_rate: float = 0.6
-    chatty_rate: float = 0.25
-    careless_rate: float = 0.03
+    chatty_rate: float = 0.2
+    careless_rate: float = 0.02
     judge_error: float = 0.05
 
 
