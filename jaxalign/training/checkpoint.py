@@ -166,8 +166,8 @@ class Checkpoints:
         self._manager.close()
 
 
-def abstract_state(state: TrainState, shardings: Any) -> TrainState:
-    """Shapes and dtypes of a state with the shardings it shall have."""
+def abstract_state(state: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of a state, or of a part of one, with the shardings it shall have."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
     )
