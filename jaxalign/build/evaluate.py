@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.build.data import (
     CheckedData,
@@ -83,13 +83,15 @@ def check_best_metric(config: RunConfig, method: Method) -> None:
         return
     paired = method.layout is Layout.PAIRED
     completions = 2 if paired or is_mismatched(method) else 1
-    some = jnp.full((2, completions), -1.0)
+    some: Any = np.full((2, completions), -1.0, np.float32)
+    mask: Any = np.ones(2, bool)
+    labels: Any = np.array([True, False])
     scores = CompletionScores(
         policy=some,
         reference=some,
         lengths=-some,
-        example_mask=jnp.ones(2, bool),
-        columns={"desirable": jnp.array([True, False])} if method.layout is Layout.UNPAIRED else {},
+        example_mask=mask,
+        columns={"desirable": labels} if method.layout is Layout.UNPAIRED else {},
         has_reference=config.reference.source != "none",
     )
     found = preference_metrics(method, method.resolve_options(config.method.options), scores)
