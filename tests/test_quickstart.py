@@ -12,6 +12,7 @@ import pytest
 
 from jaxalign.data.synthetic import World, write_world
 from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.errors import ConfigError
 from jaxalign.models.huggingface import read_config
 from jaxalign.models.policy import build_policy
 from jaxalign.quickstart import charts, measure, numbers, program, settings
@@ -198,6 +199,14 @@ def test_the_whole_quick_start_runs_and_its_page_stands_alone(tmp_path, monkeypa
     assert "http" not in text
     metrics = {name: program.read_metrics(tmp_path / name) for name in ("sft", "dpo")}
     assert render(results, metrics) == text
+
+
+def test_another_seed_does_not_overwrite_the_world_that_models_were_trained_on(tmp_path):
+    write_world(tmp_path / "world", WORLD)
+    before = (tmp_path / "world" / "pairs.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="seed was 0, is 1"):
+        program.run(tmp_path, seed=1)
+    assert (tmp_path / "world" / "pairs.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "ipo", "kto"])

@@ -107,8 +107,8 @@ mistake, {percent(world["chatty_rate"])} of all answers open with small talk. A 
 {results["parameters"] / 1e6:.1f} million random weights learnt from these demonstrations (SFT). Then it learnt from
 {world["pairs"]:,} pairs of the crowd's answers, of which a judge preferred the right one, then the plain one, and was
 wrong in {percent(world["judge_error"])} of the pairs (DPO, with the SFT model as frozen reference).</p>
-<p>Both models were then asked {results["questions"]:,} held-out questions, about words that no training prompt has
-together in any order. <b>Exact match</b> is the share of answers that are the right answer and nothing else.</p>"""
+<p>Both models were then asked {results["questions"]:,} held-out questions, about lists whose words no training prompt
+lists in any order. <b>Exact match</b> is the share of answers that are the right answer and nothing else.</p>"""
 
 
 def _cards(results: Mapping[str, Any]) -> str:

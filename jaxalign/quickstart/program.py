@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxalign import build
 from jaxalign.config import from_dict
 from jaxalign.data.synthetic import World, write_world
 from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.errors import ConfigError
 from jaxalign.models.huggingface import load_policy
 from jaxalign.quickstart.measure import ask, difference, examples, read_questions, summarise
 from jaxalign.quickstart.numbers import number, percent, points, share
@@ -34,8 +36,12 @@ def run(workdir: str | Path, seed: int = 0) -> Path:
 
     Returns:
       The page.
+
+    Raises:
+      ConfigError: `workdir` holds the quick start of another seed or version.
     """
     workdir = Path(workdir)
+    _check_world(workdir / "world", World(seed=seed))
     print(f"1/4  Writing a world with a known right answer to {workdir / 'world'}")
     files = write_world(workdir / "world", World(seed=seed))
     print(f"     {percent(files.summary['demonstrations_exact'])} of the demonstrations are right and to the point.")
@@ -88,6 +94,24 @@ def measure(workdir: Path, seed: int = 0) -> dict[str, Any]:
         },
         "examples": examples(questions, greedy),
     }
+
+
+def _check_world(folder: Path, world: World) -> None:
+    """Another world's files are not overwritten: the runs beside them were trained on them."""
+    summary = folder / "world.json"
+    if not summary.is_file():
+        return
+    found, expected = json.loads(summary.read_text(encoding="utf-8"))["world"], asdict(world)
+    if found != expected:
+        changed = [
+            f"{name} was {found.get(name)!r}, is {value!r}"
+            for name, value in expected.items()
+            if found.get(name) != value
+        ]
+        raise ConfigError(
+            f"--workdir: {folder.parent} holds another quick start ({'; '.join(changed) or 'of another version'}). "
+            "Give another folder, or remove this one."
+        )
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -5,8 +5,8 @@ some are chatty, some are careless. A model that imitates the crowd learns its m
 wrong. The judge sees two answers of the crowd and prefers the right one, then the one that says nothing else; it errs
 at a known rate. What the judge prefers and the crowd seldom does is what preference optimization has to find.
 
-Held-out prompts are about words that no training prompt of any task has together, in whatever order: a list's split is
-a hash of its set of words.
+Held-out prompts are about lists whose words no training prompt of any task lists, in whatever order: a list's split is
+a hash of its set of words. (Three of them may stand in a training list of four.)
 """
 
 import json
