@@ -28,8 +28,8 @@ class TrainState:
       trainable: the trained variables, float32 master weights.
       opt_state: the optimizer's.
       reference: a moving reference's variables; empty for the others.
-      method_state: running statistics of a method; empty for those without.
-      rng: key from which each step derives its own.
+      method_state: running statistics of a method; empty, since no method keeps any yet.
+      rng: key for methods that draw at random, of which there is none yet; carried unchanged.
     """
 
     step: Int[Array, ""]
