@@ -23,7 +23,8 @@ def test_the_batch_size_of_evaluation_changes_nothing(method, finished):
         metrics = build.evaluate(with_evaluation(run.config, batch_size), run.workdir)
         assert metrics.keys() == reference.keys()
         for name, value in metrics.items():
-            assert_close(value, reference[name], 1e-6, name)
+            # The row's other neighbours round differently: 1e-6 nats of a log-probability, of some 30 nats.
+            assert_close(value, reference[name], 1e-5, name)
 
 
 @pytest.mark.parametrize("method", SETTINGS)
