@@ -46,11 +46,13 @@ class LossOutput:
         the train step multiplies the weights by the example mask first.
       metrics: per-example values by name (TRL's names where TRL has one), ``[B]`` each or `Weighted`. They carry no
         gradient.
+      state: the method's running statistics after this batch, for a method that keeps any. They carry no gradient.
     """
 
     losses: Float[Array, " B"]
     weights: Float[Array, " B"]
     metrics: Mapping[str, Float[Array, " B"] | Weighted]
+    state: Any = None
 
 
 @jax.tree_util.register_dataclass

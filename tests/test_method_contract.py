@@ -98,7 +98,7 @@ def test_inputs_that_the_layout_lacks():
 
 
 def test_a_row_without_policy():
-    with pytest.raises(TypeError, match="no input 'policy'"):
+    with pytest.raises(TypeError, match="no input that a gradient flows from"):
         row(lambda reference: None)
 
 
@@ -177,7 +177,7 @@ def unpaired(policy, desirable): ...
 def unclear(policy): ...
 
 
-def wrong(policy: Pair, rewards): ...
+def wrong(policy: Pair, refrence): ...
 
 
 ROW = Method("mine", simpo, Layout.PAIRED, Logps.MEAN)
@@ -211,7 +211,7 @@ def test_get_method_from_a_module(module):
         ("my_methods:ROWS", r"my_methods has no 'ROWS'. Did you mean 'ROW'\?"),
         ("my_methods:NUMBER", "is a int, expected a Method or a function"),
         ("my_methods:unclear", r"layout .* cannot be told.*Method\('unclear', unclear, Layout.SINGLE\)"),
-        ("my_methods:wrong", "unknown input 'rewards'"),
+        ("my_methods:wrong", "unknown input 'refrence'"),
         ("no_such_module:x", "cannot be imported"),
         (":x", "cannot be imported"),
     ],

@@ -6,44 +6,18 @@ The battery builds inputs from the names that a method asks for, so that a new r
 import doctest
 import inspect
 import sys
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.methods import INPUTS, METHODS, Layout, Logps, Method, describe, table
-from jaxalign.types import LossOutput, Pair, Weighted
+from jaxalign.methods import INPUTS, METHODS, Layout, Method, describe, table
+from jaxalign.types import LossOutput, Weighted
+from tests.method_inputs import B, fill, make_inputs, take, trained
 
-B = 6
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-
-
-def make_inputs(method: Method, *, seed: int = 0, low: float = -60.0, high: float = -5.0) -> dict:
-    """Random inputs for whatever the method asks for, shaped as its layout says."""
-    rng = np.random.default_rng(seed)
-    if method.logps is Logps.MEAN:
-        low, high = low / 20, high / 20
-    paired = method.layout is Layout.PAIRED
-
-    def per_completion(draw):
-        return Pair(draw(), draw()) if paired else draw()
-
-    def nats():
-        return jnp.asarray(rng.uniform(low, high, B), jnp.float32)
-
-    lengths = per_completion(lambda: jnp.asarray(rng.integers(1, 30, B), jnp.float32))
-    everything = {
-        "policy": per_completion(nats),
-        "reference": per_completion(nats),
-        "lengths": lengths,
-        "mean_lengths": jax.tree.map(jnp.mean, lengths),
-        "example_mask": jnp.ones(B, bool),
-        "desirable": jnp.asarray([True, False, True, True, False, False]),
-        "mismatched_policy": nats(),
-        "mismatched_reference": nats() - 10.0,
-    }
-    return {name: everything[name] for name in method.inputs}
 
 
 def mean_loss(method: Method, inputs: dict, mask=None):
@@ -51,14 +25,6 @@ def mean_loss(method: Method, inputs: dict, mask=None):
     output = method.loss(inputs)
     weights = output.weights if mask is None else jnp.where(mask, output.weights, 0.0)
     return (weights * output.losses).sum() / weights.sum()
-
-
-def take(method: Method, inputs: dict, index) -> dict:
-    """The examples of that index, in that order; what belongs to the whole batch stays."""
-    return {
-        name: value if name == "mean_lengths" else jax.tree.map(lambda x: x[index], value)
-        for name, value in inputs.items()
-    }
 
 
 def flat(output: LossOutput) -> dict:
@@ -89,19 +55,10 @@ def test_bfloat16_inputs_are_computed_in_float32(method):
 def test_finite_at_a_thousand_nats(method, dtype):
     """Values, metrics and gradients, with every sign of the log-ratio."""
     for policy, reference in ((-1000.0, 0.0), (0.0, -1000.0), (0.0, 0.0), (-1000.0, -1000.0)):
-        inputs = make_inputs(method)
-
-        def fill(tree, value):
-            sides = jax.tree.leaves(tree)
-            filled = [jnp.full_like(x, value if i == 0 else -1000.0 - value, dtype) for i, x in enumerate(sides)]
-            return jax.tree.unflatten(jax.tree.structure(tree), filled)
-
-        inputs["policy"] = fill(inputs["policy"], policy)
-        if "reference" in inputs:
-            inputs["reference"] = fill(inputs["reference"], reference)
+        inputs = fill(method, make_inputs(method), policy, reference, dtype)
         for name, value in jax.tree.leaves_with_path(flat(method.loss(inputs))):
             assert jnp.isfinite(value).all(), (name, policy, reference)
-        gradient = jax.grad(lambda p, rest=inputs: mean_loss(method, rest | {"policy": p}))(inputs["policy"])
+        gradient = jax.grad(lambda p, rest=inputs: mean_loss(method, rest | p))(trained(method, inputs))
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
@@ -116,18 +73,29 @@ def test_only_the_policy_gets_a_gradient(method):
     gradients = jax.grad(lambda given: mean_loss(method, inputs | given))(floats)
     for name, gradient in gradients.items():
         size = sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(gradient))
-        assert (size > 0) == (name == "policy"), name
+        assert (size > 0) == INPUTS[name].trains, name
 
 
 @each_method
-def test_weights_and_metrics_carry_no_gradient(method):
+def test_weights_metrics_and_state_carry_no_gradient(method):
     inputs = make_inputs(method)
 
-    def total(policy):
-        output = method.loss(inputs | {"policy": policy})
-        return output.weights.sum() + sum(leaf.sum() for leaf in jax.tree.leaves(dict(output.metrics)))
+    def total(given):
+        output = method.loss(inputs | given)
+        rest = jax.tree.leaves((dict(output.metrics), output.state))
+        return output.weights.sum() + sum(leaf.sum() for leaf in rest)
 
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.grad(total)(inputs["policy"])))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.grad(total)(trained(method, inputs))))
+
+
+@each_method
+def test_state_keeps_its_structure(method):
+    """Scalars of the same names, so that the next step can take them."""
+    state = method.loss(make_inputs(method)).state
+    assert (state is None) == (not method.state)
+    if state is not None:
+        assert state.keys() == method.state.keys()
+        assert all(jnp.shape(value) == () for value in state.values())
 
 
 @each_method
@@ -147,18 +115,17 @@ def test_masked_examples_count_nothing(method):
     kept = jnp.flatnonzero(mask)
 
     def poison(name, value):
-        if name in ("mean_lengths", "desirable", "lengths"):
+        known = INPUTS[name]
+        if known.per == "batch" or known.column or name in ("lengths", "token_mask", "keys"):
             return value
-        return jax.tree.map(lambda x: jnp.where(mask, x, -777.0), value)
+        return jax.tree.map(lambda x: jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, -777.0), value)
 
     poisoned = {name: poison(name, value) for name, value in inputs.items()}
     if "example_mask" in inputs:
         poisoned["example_mask"] = mask
     without = take(method, inputs, kept)
-    loss, gradient = jax.value_and_grad(lambda p: mean_loss(method, poisoned | {"policy": p}, mask))(poisoned["policy"])
-    expected, expected_gradient = jax.value_and_grad(lambda p: mean_loss(method, without | {"policy": p}))(
-        without["policy"]
-    )
+    loss, gradient = jax.value_and_grad(lambda p: mean_loss(method, poisoned | p, mask))(trained(method, poisoned))
+    expected, expected_gradient = jax.value_and_grad(lambda p: mean_loss(method, without | p))(trained(method, without))
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     for actual, right in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
         np.testing.assert_allclose(actual[kept], right, rtol=1e-5, atol=1e-9)
@@ -187,22 +154,29 @@ def test_reference_is_needed_exactly_if_it_changes_the_loss(method):
     moved = dict(inputs)
     for name in method.inputs:
         if INPUTS[name].reference:
-            moved[name] = jax.tree.map(lambda x: 1.5 * x, inputs[name])
+            moved[name] = jax.tree.map(lambda x: 1.5 * x + 0.1 * (x != 0), inputs[name])
     assert method.needs_reference == (not np.allclose(method.loss(inputs).losses, method.loss(moved).losses))
 
 
 @each_method
 def test_metrics_have_their_names(method):
     metrics = method.loss(make_inputs(method)).metrics
+    rewards = {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"}
     expected = {
-        Layout.SINGLE: {"nll_loss", "logps/chosen"},
-        Layout.PAIRED: {
-            *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
-            *("logps/chosen", "logps/rejected", "policy/accuracies"),
-        },
-        Layout.UNPAIRED: {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"},
+        Layout.SINGLE: set(),
+        Layout.PAIRED: rewards,
+        Layout.UNPAIRED: {"rewards/chosen", "rewards/rejected"},
+        Layout.RANKED: rewards,
     }[method.layout]
-    assert expected <= set(metrics)
+    if "policy" in method.inputs:
+        expected |= {
+            Layout.SINGLE: {"nll_loss", "logps/chosen"},
+            Layout.PAIRED: {"logps/chosen", "logps/rejected", "policy/accuracies"},
+            Layout.UNPAIRED: {"logps/chosen", "logps/rejected"},
+            Layout.RANKED: {"logps/chosen", "logps/rejected"},
+        }[method.layout]
+    if "degree_logits" not in method.inputs:
+        assert expected <= set(metrics)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS.values() if m.layout is Layout.UNPAIRED], ids=lambda m: m.name)
@@ -214,7 +188,15 @@ def test_unpaired_metrics_count_their_own_kind(method):
             np.testing.assert_array_equal(value.weights == 1, inputs["desirable"] == name.endswith("chosen"))
 
 
-@each_method
+OTHER_DIRECTIONS: typing.Final = {}
+"""Method -> why it does not push up every wanted completion and down every unwanted one where it starts."""
+
+
+@pytest.mark.parametrize(
+    "method",
+    [m for m in METHODS.values() if "policy" in m.inputs and m.name not in OTHER_DIRECTIONS],
+    ids=lambda m: m.name,
+)
 def test_more_evidence_for_the_chosen_lowers_the_loss(method):
     """At the reference, every method pushes wanted completions up, and unwanted ones down."""
     inputs = make_inputs(method)
@@ -222,9 +204,14 @@ def test_more_evidence_for_the_chosen_lowers_the_loss(method):
         if name in inputs:
             inputs[name] = inputs[twin]
     gradient = jax.grad(lambda p: mean_loss(method, inputs | {"policy": p}))(inputs["policy"])
+    gradient = jax.tree.map(lambda x: x.reshape(B, -1).sum(-1) if method.layout is not Layout.RANKED else x, gradient)
     if method.layout is Layout.PAIRED:
         assert (gradient.chosen < 0).all()
         assert (gradient.rejected > 0).all()
+    elif method.layout is Layout.RANKED:
+        best, worst = inputs["scores"].argmax(1), inputs["scores"].argmin(1)
+        assert (jnp.take_along_axis(gradient, best[:, None], 1) < 0).all()
+        assert (jnp.take_along_axis(gradient, worst[:, None], 1) >= 0).all()
     else:
         wanted = inputs.get("desirable", jnp.ones(B, bool))
         np.testing.assert_array_equal(jnp.sign(gradient), jnp.where(wanted, -1.0, 1.0))

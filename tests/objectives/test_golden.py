@@ -1,4 +1,4 @@
-"""Values, gradients and metrics against float64 loops that share no code with the package: tests/golden/generate.py."""
+"""Values, gradients and metrics against float64 loops that share no code with the package: tests/golden/generate*.py."""
 
 import importlib.util
 import json
@@ -19,12 +19,16 @@ each_case = pytest.mark.parametrize(
 )
 
 
-def arrays(value):
-    """JSON to float32 (or bool) arrays; both sides of a dict to a Pair."""
+def arrays(name, value):
+    """JSON to float32 (bool, int32) arrays; both sides of a dict to a Pair."""
+    if name == "state":
+        return {key: jnp.asarray(number, jnp.float32) for key, number in value.items()}
     if isinstance(value, dict):
-        return Pair(arrays(value["chosen"]), arrays(value["rejected"]))
+        return Pair(arrays(name, value["chosen"]), arrays(name, value["rejected"]))
     array = np.asarray(value)
-    return jnp.asarray(array if array.dtype == bool else array.astype(np.float32))
+    if array.dtype == bool:
+        return jnp.asarray(array)
+    return jnp.asarray(array, jnp.int32 if name in ("step_labels", "degrees") else jnp.float32)
 
 
 def assert_close(actual, expected, name):
@@ -40,7 +44,7 @@ def test_every_method_has_golden_values():
 
 @each_case
 def test_losses_and_metrics(method, case):
-    inputs = {name: arrays(value) for name, value in case["inputs"].items()}
+    inputs = {name: arrays(name, value) for name, value in case["inputs"].items()}
     output = METHODS[method].loss(inputs, case["options"])
     assert_close(output.losses, case["losses"], "losses")
     assert_close(output.weights, case["weights"], "weights")
@@ -51,16 +55,21 @@ def test_losses_and_metrics(method, case):
         assert_close(actual.values, values, name)
         assert_close(actual.weights, weights, name)
 
+    for name, value in case.get("state", {}).items():
+        assert_close(output.state[name], value, name)
+
 
 @each_case
 def test_gradient(method, case):
-    inputs = {name: arrays(value) for name, value in case["inputs"].items()}
+    """With respect to ``policy``, or to the input that the case names as ``gradient_of``."""
+    inputs = {name: arrays(name, value) for name, value in case["inputs"].items()}
+    of = case.get("gradient_of", "policy")
 
-    def loss(policy):
-        output = METHODS[method].loss(inputs | {"policy": policy}, case["options"])
+    def loss(given):
+        output = METHODS[method].loss(inputs | {of: given}, case["options"])
         return (output.weights * output.losses).sum() / output.weights.sum()
 
-    value, gradient = jax.value_and_grad(loss)(inputs["policy"])
+    value, gradient = jax.value_and_grad(loss)(inputs[of])
     assert_close(value, case["loss"], "loss")
     expected = case["gradient"]
     if isinstance(expected, dict):
@@ -70,12 +79,14 @@ def test_gradient(method, case):
         assert_close(gradient, expected, "gradient")
 
 
-def test_the_files_are_what_the_generator_writes(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("golden_generate", FOLDER / "generate.py")
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    monkeypatch.setattr(generate, "FOLDER", tmp_path)
-    generate.main([])
+@pytest.mark.parametrize("script", sorted(FOLDER.glob("generate*.py")), ids=lambda path: path.stem)
+def test_the_files_are_what_the_generators_write(script, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))  # as when the script is run; generators share parts of generate.py
+    spec = importlib.util.spec_from_file_location(f"golden_{script.stem}", script)
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    monkeypatch.setattr(generator, "FOLDER", tmp_path)
+    generator.main([])
 
     def same(a, b):
         if isinstance(a, dict):
@@ -84,5 +95,7 @@ def test_the_files_are_what_the_generator_writes(tmp_path, monkeypatch):
             return len(a) == len(b) and all(map(same, a, b))
         return a == b if isinstance(a, str) else a == pytest.approx(b, rel=1e-12)
 
-    for file in FOLDER.glob("*.json"):
-        assert same(json.loads((tmp_path / file.name).read_text()), json.loads(file.read_text())), file.name
+    written = list(tmp_path.glob("*.json"))
+    assert written
+    for file in written:
+        assert same(json.loads(file.read_text()), json.loads((FOLDER / file.name).read_text())), file.name
