@@ -1,4 +1,4 @@
-"""Values, gradients and metrics against float64 loops that share no code with the package: tests/golden/generate*.py."""
+"""Values, gradients and metrics against float64 loops that share no code with the package: see tests/golden."""
 
 import importlib.util
 import json
