@@ -16,7 +16,7 @@ from jaxalign.errors import ConfigError, did_you_mean
 from jaxalign.method import INPUTS, Input, Layout, Logps, Method, Option, annotations
 from jaxalign.types import Pair
 
-__all__ = ["INPUTS", "METHODS", "Input", "Layout", "Logps", "Method", "Option", "describe", "get_method", "table"]
+__all__ = ["INPUTS", "METHODS", "Input", "Layout", "Logps", "Method", "Option", "get_method"]
 
 
 def _table(*methods: Method) -> Mapping[str, Method]:
@@ -91,46 +91,3 @@ def _layout(objective: Callable) -> Layout | None:
     if policy is Pair or typing.get_origin(policy) is Pair:
         return Layout.PAIRED
     return Layout.UNPAIRED if "desirable" in inspect.signature(objective).parameters else None
-
-
-def describe(method: Method) -> str:
-    """A method's sources, data, inputs and options, then its formula and meaning, as text."""
-    lines = [
-        f"{method.name}: {method.summary}",
-        "",
-        *([f"paper      {method.paper}"] if method.paper else []),
-        f"data       {method.layout.name.lower()}: {method.layout.value}",
-        f"logps      {method.logps.value}",
-        f"reference  {'needed' if method.needs_reference else 'none'}",
-        f"coupled    {'the loss of an example depends on the whole batch' if method.batch_coupled else 'no'}",
-        "",
-        "inputs",
-        *(f"  {name:<22}{INPUTS[name].meaning}" for name in method.inputs),
-        "",
-        "options",
-        *(f"  {name + ' = ' + str(option.default):<34}{option.expected}" for name, option in method.options.items()),
-        *([] if method.options else ["  none"]),
-        "",
-        (inspect.getdoc(method.objective) or "").partition("\n")[2].strip(),
-    ]
-    return "\n".join(lines).rstrip()
-
-
-def table(methods: Mapping[str, Method] = METHODS) -> str:
-    """One line a method: data, form of the log-probabilities, reference, options with defaults, paper; as text."""
-    rows = [("name", "data", "logps", "reference", "options", "paper")]
-    rows += [
-        (
-            method.name,
-            method.layout.name.lower(),
-            method.logps.name.lower(),
-            "yes" if method.needs_reference else "-",
-            " ".join(f"{name}={option.default}" for name, option in method.options.items()) or "-",
-            method.paper or "-",
-        )
-        for method in methods.values()
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

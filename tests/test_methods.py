@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.methods import INPUTS, METHODS, Layout, Method, describe, table
+from jaxalign.method_text import describe, table
+from jaxalign.methods import INPUTS, METHODS, Layout, Method
 from jaxalign.types import LossOutput, Weighted
 from tests.method_inputs import B, fill, make_inputs, take, trained
 
@@ -188,7 +189,11 @@ def test_unpaired_metrics_count_their_own_kind(method):
             np.testing.assert_array_equal(value.weights == 1, inputs["desirable"] == name.endswith("chosen"))
 
 
-OTHER_DIRECTIONS: typing.Final = {}
+OTHER_DIRECTIONS: typing.Final = {
+    "apo_down": "it pushes both completions down; where it starts, the chosen one's two terms just cancel",
+    "sppo_soft": "a chosen completion that wins less than half of its comparisons is pushed down",
+    "beta_dpo": "a pair that the draw drops has no gradient",
+}
 """Method -> why it does not push up every wanted completion and down every unwanted one where it starts."""
 
 
@@ -233,4 +238,4 @@ def test_description(method):
     text = describe(method)
     for word in (method.name, method.paper, *method.inputs, *method.options, "loss "):
         assert word in text
-    assert len([line for line in table().splitlines() if line.split()[0] == method.name]) == 1
+    assert len([line for line in table().splitlines() if line.split()[:1] == [method.name]]) == 1

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from jaxalign.cli import help as texts
-from jaxalign.methods import table
+from jaxalign.method_text import table
 
 
 def test_table_of_methods(repository: Path):

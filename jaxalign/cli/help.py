@@ -92,10 +92,12 @@ examples:
   jaxalign convert --from=MODEL --to=exports/half --dtype=bfloat16         a Hugging Face folder in another precision
 """,
     "methods": """\
-List the alignment methods, or describe one: its data, inputs, options with ranges, formula and paper.
+List the alignment methods by kind, or describe one: its data, formula, inputs, options with defaults and ranges,
+what is known of it, and sources. A name may also be that of a method of your own, package.module:NAME.
 
 examples:
   jaxalign methods
+  jaxalign methods --data=paired
   jaxalign methods kto
 """,
     "check-data": """\

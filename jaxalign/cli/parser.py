@@ -94,6 +94,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     verbs["check-data"].add_argument("--show", type=int, default=0, metavar="N", help="print the first N examples")
     verbs["quickstart"].add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
     verbs["methods"].add_argument("name", nargs="?", metavar="NAME", help="describe this one")
+    verbs["methods"].add_argument("--data", metavar="LAYOUT", help="only those for single, paired, unpaired, ... data")
     _generate_flags(verbs["generate"])
     convert = verbs["convert"]
     convert.add_argument(

@@ -179,9 +179,15 @@ def convert(args: Namespace) -> int:
 def methods(args: Namespace) -> int:
     """Prints the table of methods, or one of them."""
     stop_at(args.problems)
-    from jaxalign.methods import describe, get_method, table
+    from jaxalign.method_text import describe, table, with_data
+    from jaxalign.methods import METHODS, get_method
 
-    print(describe(get_method(args.name)) if args.name else table())
+    if args.name and args.data:
+        raise ConfigError("--data: got a layout beside a NAME, expected only one of the two.")
+    if args.name:
+        print(describe(get_method(args.name)))
+    else:
+        print(table(with_data(args.data) if args.data else METHODS))
     return 0
 
 
