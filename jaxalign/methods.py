@@ -30,10 +30,31 @@ def _table(*methods: Method) -> Mapping[str, Method]:
 METHODS: Mapping[str, Method] = _table(
     Method("sft", objectives.sft, Layout.SINGLE),
     Method("dpo", objectives.dpo, Layout.PAIRED, paper="arXiv 2305.18290"),
+    # length-normalised DPO: Tulu 3 has beta=5 (per nat per token), the default is that of sums
+    Method("dpo_norm", objectives.dpo, Layout.PAIRED, Logps.MEAN, paper="arXiv 2411.15124"),
     Method("ipo", objectives.ipo, Layout.PAIRED, Logps.MEAN, paper="arXiv 2310.12036"),
     Method("cpo", objectives.cpo, Layout.PAIRED, paper="arXiv 2401.08417"),
     Method("simpo", objectives.simpo, Layout.PAIRED, Logps.MEAN, paper="arXiv 2405.14734"),
     Method("kto", objectives.kto, Layout.UNPAIRED, batch_coupled=True, paper="arXiv 2402.01306"),
+    # margins: functions of one margin
+    Method("robust_dpo", objectives.robust_dpo, Layout.PAIRED, paper="arXiv 2403.00409"),
+    Method("rso", objectives.rso, Layout.PAIRED, paper="arXiv 2309.06657"),
+    Method("exo", objectives.exo, Layout.PAIRED, paper="arXiv 2402.00856"),
+    Method("discopop", objectives.discopop, Layout.PAIRED, paper="arXiv 2406.08414"),
+    Method("probability", objectives.probability, Layout.PAIRED, paper="arXiv 2407.13709"),
+    # shaped: log-ratios or their margin changed before the logistic loss
+    Method("h_dpo", objectives.h_dpo, Layout.PAIRED, paper="arXiv 2411.07595"),
+    Method("dpop", objectives.dpop, Layout.PAIRED, paper="arXiv 2402.13228"),
+    Method("r_dpo", objectives.r_dpo, Layout.PAIRED, paper="arXiv 2403.19159"),
+    Method("chi_po", objectives.chi_po, Layout.PAIRED, paper="arXiv 2407.13399"),
+    Method("f_dpo", objectives.f_dpo, Layout.PAIRED, paper="arXiv 2309.16240"),
+    # pointwise: each completion of a pair against a target of its own
+    Method("apo_zero", objectives.apo_zero, Layout.PAIRED, paper="arXiv 2408.06266"),
+    Method("apo_down", objectives.apo_down, Layout.PAIRED, paper="arXiv 2408.06266"),
+    Method("nca_pair", objectives.nca_pair, Layout.PAIRED, paper="arXiv 2402.05369"),
+    Method("sppo", objectives.sppo, Layout.PAIRED, paper="arXiv 2405.00675"),
+    Method("sppo_soft", objectives.sppo_soft, Layout.PAIRED, paper="arXiv 2405.00675"),
+    Method("cal_dpo", objectives.cal_dpo, Layout.PAIRED, paper="arXiv 2412.14516"),
 )
 
 

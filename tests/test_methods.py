@@ -190,6 +190,7 @@ def test_unpaired_metrics_count_their_own_kind(method):
 
 
 OTHER_DIRECTIONS: typing.Final = {
+    "discopop": "its loss rises with the margin between h = -0.119 and 0.072, by design of the paper",
     "apo_down": "it pushes both completions down; where it starts, the chosen one's two terms just cancel",
     "sppo_soft": "a chosen completion that wins less than half of its comparisons is pushed down",
     "beta_dpo": "a pair that the draw drops has no gradient",

@@ -9,10 +9,37 @@ reference's, both summed over the completion's scored tokens (nats); ``avg.lp`` 
 the number of tokens; ``w`` and ``l`` mark the chosen and the rejected completion; ``rho = lp - lr``.
 """
 
+from jaxalign.objectives.margins import discopop, exo, probability, robust_dpo, rso
 from jaxalign.objectives.paired import dpo, ipo
+from jaxalign.objectives.pointwise import apo_down, apo_zero, cal_dpo, nca_pair, sppo, sppo_soft
 from jaxalign.objectives.ranges import Range
 from jaxalign.objectives.reference_free import cpo, simpo
+from jaxalign.objectives.shaped import chi_po, dpop, f_dpo, h_dpo, r_dpo
 from jaxalign.objectives.supervised import sft
 from jaxalign.objectives.unpaired import kto
 
-__all__ = ["Range", "cpo", "dpo", "ipo", "kto", "sft", "simpo"]
+__all__ = [
+    "Range",
+    "apo_down",
+    "apo_zero",
+    "cal_dpo",
+    "chi_po",
+    "cpo",
+    "discopop",
+    "dpo",
+    "dpop",
+    "exo",
+    "f_dpo",
+    "h_dpo",
+    "ipo",
+    "kto",
+    "nca_pair",
+    "probability",
+    "r_dpo",
+    "robust_dpo",
+    "rso",
+    "sft",
+    "simpo",
+    "sppo",
+    "sppo_soft",
+]

@@ -8,3 +8,5 @@ Positive = Annotated[float, Range(gt=0.0)]
 NonNegative = Annotated[float, Range(ge=0.0)]
 Smoothing = Annotated[float, Range(ge=0.0, lt=0.5)]
 """The assumed share of flipped labels; at one half the labels would say nothing."""
+PositiveSmoothing = Annotated[float, Range(gt=0.0, lt=0.5)]
+"""The same where 0 would make a loss infinite."""

@@ -44,12 +44,25 @@ def log_ratios(policy: Pairs, reference: Pairs) -> Pairs:
     )
 
 
+def scaled(factor: float, pair: Pairs) -> Pairs:
+    """``factor`` times both values, ``[B]`` each."""
+    return Pair(factor * pair.chosen, factor * pair.rejected)
+
+
 def logistic_loss(margin: Float[Array, " B"], label_smoothing: float = 0.0) -> Float[Array, " B"]:
     """``-(1 - e) log sigmoid(margin) - e log sigmoid(-margin)``, ``[B]``, finite for any finite margin.
 
     Since ``log(1 + exp(z)) = z + log(1 + exp(-z))``, this equals ``log(1 + exp(-margin)) + e * margin``.
     """
     return jax.nn.softplus(-margin) + label_smoothing * margin
+
+
+def sigmoid(values: Float[Array, " B"]) -> Float[Array, " B"]:
+    """The logistic function, whose gradient keeps its precision on both sides.
+
+    JAX takes the gradient from the value as ``s (1 - s)``, which is 0 in float32 from 17 on.
+    """
+    return jnp.where(values > 0, 1.0 - jax.nn.sigmoid(-values), jax.nn.sigmoid(values))
 
 
 def masked_mean(values: Float[Array, " B"], mask: Bool[Array, " B"] | Float[Array, " B"]) -> Float[Array, ""]:
