@@ -291,12 +291,23 @@ def check_gradient(formula: Callable, inputs: dict, options: dict) -> None:
 FORMULAS = {function.__name__: function for function in (sft, dpo, ipo, cpo, simpo, kto)}
 
 
-def main(names: Sequence[str]) -> None:
-    for method in names or FORMULAS:
+def write(folder: Path, formulas: dict[str, Callable], cases: Callable, names: Sequence[str], kinks=()) -> None:
+    """Writes the files of `names` (none = all). The generators of other modules call it with their own formulas.
+
+    Args:
+      folder: where to.
+      formulas: by method.
+      cases: method -> (name, inputs, options) of each case.
+      names: the methods.
+      kinks: names of cases at a kink of their formula, where a central difference says nothing.
+    """
+    for method in names or formulas:
         written = []
         for name, inputs, options in cases(method):
-            out = FORMULAS[method](inputs, options)
-            check_gradient(FORMULAS[method], inputs, options)
+            out = formulas[method](inputs, options)
+            if name not in kinks:
+                check_gradient(formulas[method], inputs, options)
+            state = {"state": out["state"]} if "state" in out else {}
             written.append(
                 {
                     "name": name,
@@ -308,9 +319,14 @@ def main(names: Sequence[str]) -> None:
                     "gradient": gradient(out),
                     "metrics": {k: [list(c) for c in zip(*v, strict=True)] for k, v in out["metrics"].items()},
                 }
+                | state
             )
         lines = ",\n".join(json.dumps(case) for case in written)
-        (FOLDER / f"{method}.json").write_text(f"[\n{lines}\n]\n")
+        (folder / f"{method}.json").write_text(f"[\n{lines}\n]\n")
+
+
+def main(names: Sequence[str]) -> None:
+    write(FOLDER, FORMULAS, cases, names)
 
 
 if __name__ == "__main__":
