@@ -55,6 +55,23 @@ METHODS: Mapping[str, Method] = _table(
     Method("sppo", objectives.sppo, Layout.PAIRED, paper="arXiv 2405.00675"),
     Method("sppo_soft", objectives.sppo_soft, Layout.PAIRED, paper="arXiv 2405.00675"),
     Method("cal_dpo", objectives.cal_dpo, Layout.PAIRED, paper="arXiv 2412.14516"),
+    # reference free: SimPO and CPO combined, SimPO's reward reshaped, a hinge
+    Method("cpo_simpo", objectives.cpo_simpo, Layout.PAIRED, Logps.MEAN, paper="arXiv 2405.14734"),
+    Method("alphapo", objectives.alphapo, Layout.PAIRED, Logps.MEAN, paper="arXiv 2501.03884"),
+    Method("slic_hf", objectives.slic_hf, Layout.PAIRED, paper="arXiv 2305.10425"),
+    # odds: of the mean probability of a token
+    Method("orpo", objectives.orpo, Layout.PAIRED, Logps.MEAN, paper="arXiv 2403.07691"),
+    Method("asft", objectives.asft, Layout.PAIRED, Logps.MEAN, paper="arXiv 2409.10571"),
+    Method("asft_tempered", objectives.asft_tempered, Layout.PAIRED, Logps.MEAN, paper="arXiv 2502.01237"),
+    # ranked: K scored completions of a prompt
+    Method("info_nca", objectives.info_nca, Layout.RANKED, paper="arXiv 2402.05369"),
+    Method("nca", objectives.nca, Layout.RANKED, paper="arXiv 2402.05369"),
+    Method("plackett_luce", objectives.plackett_luce, Layout.RANKED, paper="arXiv 2305.18290"),
+    Method("exo_list", objectives.exo_list, Layout.RANKED, paper="arXiv 2402.00856"),
+    Method("sppo_ranked", objectives.sppo_ranked, Layout.RANKED, paper="arXiv 2405.00675"),
+    Method("rrhf", objectives.rrhf, Layout.RANKED, Logps.MEAN, paper="arXiv 2304.05302"),
+    Method("tpo", objectives.tpo, Layout.RANKED, paper="arXiv 2405.16681"),
+    Method("tpo_l", objectives.tpo_l, Layout.RANKED, Logps.MEAN, paper="arXiv 2405.16681"),
 )
 
 

@@ -10,36 +10,53 @@ the number of tokens; ``w`` and ``l`` mark the chosen and the rejected completio
 """
 
 from jaxalign.objectives.margins import discopop, exo, probability, robust_dpo, rso
+from jaxalign.objectives.odds import asft, asft_tempered, orpo
 from jaxalign.objectives.paired import dpo, ipo
 from jaxalign.objectives.pointwise import apo_down, apo_zero, cal_dpo, nca_pair, sppo, sppo_soft
 from jaxalign.objectives.ranges import Range
-from jaxalign.objectives.reference_free import cpo, simpo
+from jaxalign.objectives.ranked import exo_list, info_nca, nca, plackett_luce, sppo_ranked
+from jaxalign.objectives.ranked_reference_free import rrhf, tpo, tpo_l
+from jaxalign.objectives.reference_free import alphapo, cpo, cpo_simpo, simpo, slic_hf
 from jaxalign.objectives.shaped import chi_po, dpop, f_dpo, h_dpo, r_dpo
 from jaxalign.objectives.supervised import sft
 from jaxalign.objectives.unpaired import kto
 
 __all__ = [
     "Range",
+    "alphapo",
     "apo_down",
     "apo_zero",
+    "asft",
+    "asft_tempered",
     "cal_dpo",
     "chi_po",
     "cpo",
+    "cpo_simpo",
     "discopop",
     "dpo",
     "dpop",
     "exo",
+    "exo_list",
     "f_dpo",
     "h_dpo",
+    "info_nca",
     "ipo",
     "kto",
+    "nca",
     "nca_pair",
+    "orpo",
+    "plackett_luce",
     "probability",
     "r_dpo",
     "robust_dpo",
+    "rrhf",
     "rso",
     "sft",
     "simpo",
+    "slic_hf",
     "sppo",
+    "sppo_ranked",
     "sppo_soft",
+    "tpo",
+    "tpo_l",
 ]
