@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxalign.errors import ModelError, did_you_mean
 from jaxalign.models.decoder_config import ACTIVATIONS, ROPE_KINDS, DecoderConfig, RopeScaling, Source
-from jaxalign.models.families import COMMON_DEFAULTS, FAMILIES, IGNORED, NEUTRAL, Family
+from jaxalign.models.families import CLASS_NAMES, COMMON_DEFAULTS, FAMILIES, IGNORED, NEUTRAL, Family, Kind
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -44,6 +44,12 @@ ROPE_FIELDS = {
     "original_max_position_embeddings": "original_positions",
 }
 ROPE_NEEDS = {"linear": ("factor",), "llama3": tuple(ROPE_FIELDS)}
+LABEL_FIELDS = ("id2label", "label2id", "num_labels", "problem_type")
+LABELS: Mapping[Kind, tuple[str, ...]] = {
+    "sequence_classification": ("reward",),
+    "token_classification": ("wrong", "right"),
+}
+"""What the outputs of our own heads mean, by kind."""
 BIASES = ("qkv_bias", "output_bias", "mlp_bias")
 
 
@@ -116,7 +122,13 @@ def parse_config(
         raise ModelError([f"{where}: {problem}" for problem in error.problems]) from error
 
 
-def config_json(config: DecoderConfig, *, dtype: str) -> dict[str, Any]:
+def checkpoint_kind(config: DecoderConfig) -> Kind:
+    """What the folder that a configuration was read from has on top of the decoder; a language model if from none."""
+    name = str((config.source.config.get("architectures") or [""])[0])
+    return next((kind for kind, suffix in CLASS_NAMES.items() if name.endswith(suffix)), "causal_lm")
+
+
+def config_json(config: DecoderConfig, *, dtype: str, kind: Kind = "causal_lm", outputs: int = 0) -> dict[str, Any]:
     """The `config.json` of an architecture, on top of the fields that were read with it.
 
     Rotary settings are written in both forms, top-level ``rope_theta`` + ``rope_scaling`` (transformers 4) and
@@ -125,6 +137,8 @@ def config_json(config: DecoderConfig, *, dtype: str) -> dict[str, Any]:
     Args:
       config: the architecture.
       dtype: of the stored weights.
+      kind: what stands on top of the decoder.
+      outputs: of a classifier's head.
 
     Raises:
       ModelError: the family has no field for one of the architecture's facts.
@@ -150,16 +164,21 @@ def config_json(config: DecoderConfig, *, dtype: str) -> dict[str, Any]:
         raise ModelError(problems)
     rope: dict[str, Any] = {"rope_type": "default"}
     if config.rope_scaling is not None:
-        kind = config.rope_scaling.kind
-        rope = {"rope_type": kind}
-        rope |= {name: getattr(config.rope_scaling, ROPE_FIELDS[name]) for name in ROPE_NEEDS[kind]}
+        scaling = config.rope_scaling
+        rope = {"rope_type": scaling.kind}
+        rope |= {name: getattr(scaling, ROPE_FIELDS[name]) for name in ROPE_NEEDS[scaling.kind]}
     activation = config.source.config.get("hidden_act")
     if ACTIVATION_NAMES.get(str(activation)) != config.activation:
         activation = next(theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == config.activation)
     kept = {name: value for name, value in config.source.config.items() if name not in ("dtype", "rope_parameters")}
+    labels: dict[str, Any] = {}
+    if kind != checkpoint_kind(config) or (kind != "causal_lm" and len(kept.get("id2label") or {}) != outputs):
+        kept = {name: value for name, value in kept.items() if name not in LABEL_FIELDS}
+        labels = _labels(kind, outputs)
     return {
         **kept,
-        "architectures": [family.architecture],
+        **labels,
+        "architectures": [family.class_name(kind)],
         "model_type": family.model_type,
         **fields,
         **said,
@@ -172,8 +191,19 @@ def config_json(config: DecoderConfig, *, dtype: str) -> dict[str, Any]:
     }
 
 
+def _labels(kind: Kind, outputs: int) -> dict[str, Any]:
+    """Names of a head's outputs; transformers counts them to know how many there are."""
+    if kind == "causal_lm":
+        return {}
+    names = LABELS[kind] if outputs == len(LABELS[kind]) else tuple(f"LABEL_{i}" for i in range(outputs))
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
 def _family(raw: Mapping[str, Any], where: str) -> Family:
-    names = {family.architecture: family for family in FAMILIES.values()}
+    names = {family.class_name(kind): family for kind in CLASS_NAMES for family in FAMILIES.values()}
     architectures = raw.get("architectures")
     model_type = raw.get("model_type")
     if not architectures and model_type is None:
@@ -188,7 +218,7 @@ def _family(raw: Mapping[str, Any], where: str) -> Family:
         )
     if model_type is not None and model_type != family.model_type:
         raise ModelError(
-            f"{where}: model_type {model_type!r} contradicts architecture {family.architecture!r}, "
+            f"{where}: model_type {model_type!r} contradicts architecture {name or family.architecture!r}, "
             f"whose model_type is {family.model_type!r}."
         )
     return family

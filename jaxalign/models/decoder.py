@@ -164,6 +164,7 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     settings: Settings
+    language_head: bool = True
 
     @nn.compact
     def __call__(
@@ -199,7 +200,7 @@ class Decoder(nn.Module):
         per_layer = PerLayer(jnp.arange(config.layers, dtype=jnp.int32), windows)
         (x, cache), kept = scanned((x, cache), per_layer, Shared(positions, angles, ranges))
         x = RMSNorm(config.norm_epsilon, "embed", name="final_norm", **dtypes)(x)
-        if not config.tied_embeddings:
+        if self.language_head and not config.tied_embeddings:
             Head(config, settings, name="head")()
         return x, cache, kept
 

@@ -10,11 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from jaxalign.models.decoder_config import DecoderConfig
 
 Windows = tuple[int | None, ...]
+
+Kind = Literal["causal_lm", "sequence_classification", "token_classification"]
+"""What stands on top of the decoder: a language model's head, one value a sequence, or classes for each token."""
+
+CLASS_NAMES: Mapping[Kind, str] = MappingProxyType(
+    {
+        "causal_lm": "ForCausalLM",
+        "sequence_classification": "ForSequenceClassification",
+        "token_classification": "ForTokenClassification",
+    }
+)
+"""How transformers names the classes of a family."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +54,10 @@ class Family:
     windows: Callable[[Mapping[str, Any]], Windows]
     window_fields: Callable[[DecoderConfig], dict[str, Any] | None]
     fields: tuple[str, ...] = field(default=())
+
+    def class_name(self, kind: Kind) -> str:
+        """Its class in transformers with that on top."""
+        return self.architecture.removesuffix(CLASS_NAMES["causal_lm"]) + CLASS_NAMES[kind]
 
 
 def _no_window(fields: Mapping[str, Any]) -> Windows:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import ModelError, did_you_mean
-from jaxalign.models.config_json import read_config
+from jaxalign.models.config_json import checkpoint_kind, read_config
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.export import save_pretrained, tree_paths
+from jaxalign.models.heads import init_head, read_head
 from jaxalign.models.layers import Axes
 from jaxalign.models.policy import Constrain, Policy, build_policy, identity
 from jaxalign.models.safetensors_files import DTYPES, Tensors
@@ -48,7 +49,9 @@ def load_policy(
       attention: see `build_policy`.
 
     Returns:
-      The policy and ``{"params": nested dict of arrays}``.
+      The policy and ``{"params": nested dict of arrays}``. A reward model or a token classifier (transformers'
+      ``*ForSequenceClassification`` with one label, ``*ForTokenClassification``) has its linear head in
+      `Policy.outputs` and ``"head"`` beside ``"params"``, and no language model's head.
 
     Raises:
       ModelError: what is wrong with the folder, all at once, before any weight is read.
@@ -58,38 +61,58 @@ def load_policy(
       >>> policy.logits(variables, tokens)                                       # doctest: +SKIP
     """
     folder = resolve(path_or_id)
+    config = read_config(folder)
+    head_outputs = read_head(Tensors(folder), config)
     policy = build_policy(
-        read_config(folder), dtype=dtype, param_dtype=param_dtype, constrain=constrain, remat=remat, attention=attention
+        config,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        constrain=constrain,
+        remat=remat,
+        attention=attention,
+        head_outputs=head_outputs,
+        language_head=not head_outputs,
     )
     return policy, load_variables(folder, policy, shardings=shardings)
 
 
 def load_variables(
-    folder: str | Path, policy: Policy, *, param_dtype: str | None = None, shardings: Shardings | None = None
+    folder: str | Path,
+    policy: Policy,
+    *,
+    param_dtype: str | None = None,
+    shardings: Shardings | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The weights of a folder, read slice by slice straight into each device's shard.
 
     The host holds one shard of one parameter at a time; devices that hold the same shard get it from one read.
 
+    A policy with a linear head starts from any causal language model: the folder has no such head, so a fresh one is
+    drawn from `seed`, the same for any sharding. From the folder of a classifier its head is read.
+
     Args:
       folder: a Hugging Face folder with one safetensors file or an index of several.
       policy: says the expected tree.
-      param_dtype: converted to; None = the policy's.
+      param_dtype: converted to; None = the policy's. A linear head is float32.
       shardings: see `load_policy`.
+      seed: of a head that the folder does not have.
 
     Raises:
-      ModelError: missing, unexpected and mis-shaped tensors, all at once, before any is read.
+      ModelError: a classifier where a language model is expected, or another one than expected; else missing,
+        unexpected and mis-shaped tensors, all at once. Before any is read.
     """
     tensors = Tensors(folder)
-    config = policy.config
     abstract, axes = policy.abstract(), policy.axes()
     paths = tree_paths(abstract)
-    _check(tensors, paths, config)
+    fresh = _fresh_head(tensors, policy, seed)
+    _check(tensors, [path for path in paths if path not in fresh], policy)
     dtype = np.dtype(policy.param_dtype if param_dtype is None else jnp.dtype(param_dtype))
     names = dict(zip(paths, jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)), strict=True))
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-    def load(path: str, shape: tuple[int, ...]) -> jax.Array:
+    def load(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        shape = leaf.shape
         sharding = default if shardings is None else shardings(names[path], shape)
         # Like jax.make_array_from_callback, but that one keeps all the shards of this host before it places any.
         replicas: dict[tuple[tuple[int, int], ...], list[Any]] = {}
@@ -99,19 +122,55 @@ def load_variables(
             replicas.setdefault(spans, []).append(device)
         placed = []
         for spans, devices in replicas.items():
-            shard = _read(tensors, WEIGHTS[path], config, spans, dtype)
+            if path in fresh:
+                shard = fresh[path][tuple(slice(*span) for span in spans)]
+            else:
+                kind = np.dtype(leaf.dtype) if path.startswith("score/") else dtype
+                shard = _read(tensors, WEIGHTS[path], policy, spans, kind)
             placed += [jax.device_put(shard, device) for device in devices]
         return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
-    leaves = [load(path, leaf.shape) for path, leaf in zip(paths, jax.tree.leaves(abstract), strict=True)]
+    leaves = [load(path, leaf) for path, leaf in zip(paths, jax.tree.leaves(abstract), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
+def _fresh_head(tensors: Tensors, policy: Policy, seed: int) -> dict[str, np.ndarray]:
+    """The head by path, drawn, if the policy has one and the folder has none.
+
+    Raises:
+      ModelError: the folder has another kind of head than the policy.
+    """
+    config = read_config(tensors.folder)
+    held, wanted = read_head(tensors, config), policy.head_outputs
+    if not held:
+        head = init_head(jax.random.key(seed), policy.config.width, wanted) if wanted else {}
+        return {f"score/{name}": np.asarray(value) for name, value in head.items()}
+    what = f"{tensors.folder}: this is a {checkpoint_kind(config).replace('_', ' ')} model ({_architecture(config)})"
+    if not wanted:
+        raise ModelError(
+            f"{what}, expected a causal language model: it has a head of {held} output(s) that rates text, and cannot "
+            "say how likely a token is. Give the folder of a language model."
+        )
+    if policy.language_head and not config.tied_embeddings:
+        raise ModelError(
+            f"{what}, which has no language model's head any more; this method trains one. Give the folder of a "
+            "language model."
+        )
+    if held != wanted:
+        raise ModelError(f"{what} whose head has {held} output(s), expected {wanted}.")
+    return {}
+
+
+def _architecture(config: DecoderConfig) -> str:
+    return config.source.config["architectures"][0]
+
+
 def _read(
-    tensors: Tensors, weight: Weight, config: DecoderConfig, spans: tuple[tuple[int, int], ...], dtype: np.dtype
+    tensors: Tensors, weight: Weight, policy: Policy, spans: tuple[tuple[int, int], ...], dtype: np.dtype
 ) -> np.ndarray:
+    config, outputs = policy.config, policy.head_outputs
     if "{layer}" not in weight.name:
-        piece = read_slice(tensors.view(weight.name), weight, config, tuple(slice(*span) for span in spans))
+        piece = read_slice(tensors.view(weight.name), weight, config, tuple(slice(*span) for span in spans), outputs)
         return np.ascontiguousarray(piece.astype(dtype))
     (first, last), *rest = spans
     shard = np.empty([stop - start for start, stop in spans], dtype)
@@ -121,15 +180,17 @@ def _read(
     return shard
 
 
-def _check(tensors: Tensors, paths: list[str], config: DecoderConfig) -> None:
+def _check(tensors: Tensors, paths: list[str], policy: Policy) -> None:
+    config = policy.config
     expected: dict[str, tuple[int, ...]] = {}
     for path in paths:
         weight = WEIGHTS[path]
+        shape = their_shape(weight, config, policy.head_outputs)
         layers = range(config.layers) if "{layer}" in weight.name else range(1)
-        expected |= {weight.name.format(layer=layer): their_shape(weight, config) for layer in layers}
+        expected |= {weight.name.format(layer=layer): shape for layer in layers}
     unexpected = [name for name in tensors.files if name not in expected and not IGNORED_TENSORS.match(name)]
-    if config.tied_embeddings:
-        # Some exports store the head beside the embedding that it is tied to.
+    if config.tied_embeddings or not policy.language_head:
+        # Some exports store the head beside the embedding that it is tied to; and a reward model does without it.
         unexpected = [name for name in unexpected if name != WEIGHTS["head/kernel"].name]
     problems = []
     for name, shape in expected.items():

@@ -8,16 +8,25 @@ from typing import Any
 
 from jaxalign.errors import ModelError, did_you_mean
 from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.families import Kind
 
 FACTS = ("title", "base_model", "license", "language", "datasets", "method", "options", "metrics", "notes", "citation")
 
+PIPELINES: Mapping[Kind, tuple[str, str]] = {
+    "causal_lm": ("text-generation", "Aligned language model"),
+    "sequence_classification": ("text-classification", "Reward model"),
+    "token_classification": ("token-classification", "Process reward model"),
+}
+"""The pipeline that the Hub offers for a kind, and the title of a card that is given none."""
 
-def model_card(config: DecoderConfig, *, dtype: str, **facts: Any) -> str:
+
+def model_card(config: DecoderConfig, *, dtype: str, kind: Kind = "causal_lm", **facts: Any) -> str:
     """A model card in the Hugging Face form. Facts that are None or empty leave no trace; no licence is guessed.
 
     Args:
       config: the architecture.
       dtype: of the stored weights.
+      kind: what stands on top of the decoder.
       **facts: `FACTS`: ``title``, ``base_model`` (hub id), ``license`` (its identifier), ``language`` and ``datasets``
         (one or several), ``method`` (name of the alignment method), ``options`` and ``metrics`` (mappings), ``notes``
         (Markdown), ``citation`` (BibTeX).
@@ -29,7 +38,7 @@ def model_card(config: DecoderConfig, *, dtype: str, **facts: Any) -> str:
     if unknown:
         raise ModelError(unknown)
     known = {name: value for name, value in facts.items() if value not in (None, "", [], {}, ())}
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": PIPELINES[kind][0]}
     header |= {name: known[name] for name in ("base_model", "license", "language", "datasets") if name in known}
     header["tags"] = ["jaxalign", *([str(known["method"])] if "method" in known else [])]
     lines = ["---"]
@@ -38,7 +47,7 @@ def model_card(config: DecoderConfig, *, dtype: str, **facts: Any) -> str:
             lines += [f"{name}:", *(f"- {json.dumps(str(item))}" for item in value)]
         else:
             lines.append(f"{name}: {json.dumps(str(value))}")
-    lines += ["---", "", f"# {known.get('title', 'Aligned language model')}", ""]
+    lines += ["---", "", f"# {known.get('title', PIPELINES[kind][1])}", ""]
     if "method" in known:
         lines += [f"Trained with the method `{known['method']}` in jaxalign.", ""]
     if "base_model" in known:

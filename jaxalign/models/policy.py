@@ -15,6 +15,7 @@ from jaxalign.errors import ModelError, did_you_mean
 from jaxalign.models.attention import Cache, attention_form, ranges_of
 from jaxalign.models.decoder import REMAT_POLICIES, Decoder, Settings
 from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.heads import abstract_head, apply_head, head_axes, init_head
 from jaxalign.models.layers import Axes, Named, exact
 from jaxalign.types import Rows, Variables, causal_rows
 
@@ -41,6 +42,11 @@ class Policy:
       decode: ``(variables, cache, tokens [N], positions [N]) -> (logits [N, V] float32, cache)``: `tokens` stand at
         `positions`, and the cache holds everything before.
       soft_cap: of the final logits (see `DecoderConfig`), which users of `hidden` and `head` must apply.
+      outputs: ``(variables, states [..., D]) -> [..., C]`` float32, the linear head of a reward model or classifier
+        (`jaxalign.models.heads`) on results of `hidden`; its parameters are ``variables["head"]``. None without one.
+      head_outputs: C, 0 without such a head.
+      language_head: False for a model that has such a head only: then `head`, `logits`, `prefill` and `decode` raise
+        `ModelError`.
     """
 
     config: DecoderConfig
@@ -55,6 +61,9 @@ class Policy:
     prefill: Callable[[Variables, Array, Array, int], tuple[Array, Cache]]
     decode: Callable[[Variables, Cache, Array, Array], tuple[Array, Cache]]
     soft_cap: float | None = None
+    outputs: Callable[[Variables, Array], Array] | None = None
+    head_outputs: int = 0
+    language_head: bool = True
 
 
 def identity(array: Array, axes: Axes) -> Array:
@@ -71,6 +80,8 @@ def build_policy(
     constrain: Constrain = identity,
     remat: str = "none",
     attention: str = "auto",
+    head_outputs: int = 0,
+    language_head: bool = True,
 ) -> Policy:
     """The policy of an architecture.
 
@@ -82,9 +93,12 @@ def build_policy(
       remat: what blocks keep for the backward pass: ``"none"`` everything, ``"dots"`` the projections' results,
         ``"full"`` nothing but their input.
       attention: ``"auto"``, ``"dense"`` or ``"chunked"``, see `jaxalign.models.attention`.
+      head_outputs: outputs of a linear head on the hidden states, 0 = none. It is float32, whatever `param_dtype`.
+      language_head: whether it is a language model, with or without that head. A reward model is none, and has no
+        output matrix to store and to train.
 
     Raises:
-      ModelError: an unknown name, all at once.
+      ModelError: an unknown name, or a model without any head; all at once.
     """
     problems = []
     for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
@@ -93,11 +107,13 @@ def build_policy(
     known = ("none", *REMAT_POLICIES)
     if remat not in known:
         problems.append(f"remat is {remat!r}, expected one of {known}.{did_you_mean(str(remat), known)}")
+    if head_outputs < 0 or not (language_head or head_outputs):
+        problems.append(f"head_outputs is {head_outputs}, expected >= {0 if language_head else 1}.")
     if problems:
         raise ModelError(problems)
 
     compute, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
-    module = Decoder(config, Settings(compute, stored, attention_form(attention), constrain, remat))
+    module = Decoder(config, Settings(compute, stored, attention_form(attention), constrain, remat), language_head)
 
     def run(variables: Variables, *args: Any, **kwargs: Any) -> Any:
         return module.apply(cast(Any, variables), *args, **kwargs)
@@ -106,6 +122,11 @@ def build_policy(
         return run(variables, rows.tokens, rows.positions, ranges_of(rows))[0]
 
     def head(variables: Variables) -> Float[Array, "D V"]:
+        if not language_head:
+            raise ModelError(
+                f"the {config.family} model has a head of {head_outputs} output(s) and none of a language model: it "
+                "rates text and can neither generate nor score it. Give the folder of a causal language model."
+            )
         params = variables["params"]
         if config.tied_embeddings:
             return params["embed"]["embedding"].astype(compute).T
@@ -128,17 +149,20 @@ def build_policy(
         return isinstance(leaf, Named)
 
     def init(rng: Array) -> dict[str, Any]:
-        return jax.tree.map(Named.unbox, boxed(rng), is_leaf=is_box)
+        variables = jax.tree.map(Named.unbox, boxed(rng), is_leaf=is_box)
+        return variables | ({"head": init_head(rng, config.width, head_outputs)} if head_outputs else {})
 
     @functools.cache  # traced once; the trees handed out are made anew from it
     def shapes() -> Any:
         return jax.eval_shape(lambda: boxed(jax.random.key(0)))
 
     def abstract() -> dict[str, Any]:
-        return jax.tree.map(Named.unbox, shapes(), is_leaf=is_box)
+        variables = jax.tree.map(Named.unbox, shapes(), is_leaf=is_box)
+        return variables | ({"head": abstract_head(config.width, head_outputs)} if head_outputs else {})
 
     def axes() -> dict[str, Any]:
-        return jax.tree.map(lambda box: box.names, shapes(), is_leaf=is_box)
+        names = jax.tree.map(lambda box: box.names, shapes(), is_leaf=is_box)
+        return names | ({"head": head_axes(head_outputs)} if head_outputs else {})
 
     def prefill(
         variables: Variables, tokens: Int[Array, "N P"], lengths: Int[Array, " N"], cache_length: int
@@ -171,4 +195,7 @@ def build_policy(
         prefill=jax.jit(prefill, static_argnames="cache_length"),
         decode=jax.jit(decode),
         soft_cap=config.soft_cap,
+        outputs=jax.jit(apply_head) if head_outputs else None,
+        head_outputs=head_outputs,
+        language_head=language_head,
     )

@@ -48,15 +48,18 @@ WEIGHTS: Mapping[str, Weight] = {
     "layers/mlp/down/bias": Weight("model.layers.{layer}.mlp.down_proj.bias", "D", "D"),
     "final_norm/scale": Weight("model.norm.weight", "D", "D"),
     "head/kernel": Weight("lm_head.weight", "V D", "D V"),
+    "score/kernel": Weight("score.weight", "O D", "D O"),
+    "score/bias": Weight("score.bias", "O", "O"),
 }
-"""Path in ``variables["params"]``: its tensor. The names are the same in all families so far."""
+"""Path in ``variables["params"]``: its tensor; ``score/...`` is the collection ``variables["head"]``, the linear head
+of `models/heads.py`. The names are the same in all families so far."""
 
 IGNORED_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq$|.*\.attn\.masked_bias$")
 """Buffers of old exports; they follow from the configuration."""
 
 
-def sizes(config: DecoderConfig) -> dict[str, int]:
-    """The letters' sizes."""
+def sizes(config: DecoderConfig, outputs: int = 0) -> dict[str, int]:
+    """The letters' sizes; `outputs` is the linear head's."""
     return {
         "V": config.vocab_size,
         "D": config.width,
@@ -64,6 +67,7 @@ def sizes(config: DecoderConfig) -> dict[str, int]:
         "G": config.kv_heads,
         "C": config.head_dim,
         "F": config.mlp_width,
+        "O": outputs,
     }
 
 
@@ -72,13 +76,15 @@ def groups(layout: str) -> list[tuple[str, ...]]:
     return [tuple(part.strip("()").split()) for part in re.findall(r"\([^)]*\)|\w+", layout)]
 
 
-def their_shape(weight: Weight, config: DecoderConfig) -> tuple[int, ...]:
-    """Shape of the tensor in the checkpoint."""
-    size = sizes(config)
+def their_shape(weight: Weight, config: DecoderConfig, outputs: int = 0) -> tuple[int, ...]:
+    """Shape of the tensor in the checkpoint; `outputs` is the linear head's."""
+    size = sizes(config, outputs)
     return tuple(math.prod(size[letter] for letter in group) for group in groups(weight.theirs))
 
 
-def read_slice(tensor: Any, weight: Weight, config: DecoderConfig, index: tuple[slice, ...]) -> np.ndarray:
+def read_slice(
+    tensor: Any, weight: Weight, config: DecoderConfig, index: tuple[slice, ...], outputs: int = 0
+) -> np.ndarray:
     """The slice `index` of our layout of one tensor, reading as little of `tensor` as contiguous ranges allow.
 
     Args:
@@ -86,8 +92,9 @@ def read_slice(tensor: Any, weight: Weight, config: DecoderConfig, index: tuple[
       weight: its row of the table.
       config: the architecture.
       index: one slice for each letter of our layout, step 1.
+      outputs: of the linear head, when it is one of its tensors.
     """
-    size = sizes(config)
+    size = sizes(config, outputs)
     letters = weight.ours.split()
     wanted = {letter: piece.indices(size[letter])[:2] for letter, piece in zip(letters, index, strict=True)}
     ranges, shape, rest, order = [], [], [], []
@@ -103,9 +110,9 @@ def read_slice(tensor: Any, weight: Weight, config: DecoderConfig, index: tuple[
     return read.transpose([order.index(letter) for letter in letters])
 
 
-def to_theirs(array: np.ndarray, weight: Weight, config: DecoderConfig) -> np.ndarray:
+def to_theirs(array: np.ndarray, weight: Weight, config: DecoderConfig, outputs: int = 0) -> np.ndarray:
     """One tensor of our layout in the checkpoint's, contiguous."""
     letters = weight.ours.split()
     order = [letter for group in groups(weight.theirs) for letter in group]
     moved = array.transpose([letters.index(letter) for letter in order])
-    return np.ascontiguousarray(moved.reshape(their_shape(weight, config)))
+    return np.ascontiguousarray(moved.reshape(their_shape(weight, config, outputs)))

@@ -14,6 +14,7 @@ from jaxalign.errors import ModelError
 from jaxalign.models.config_json import read_config
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.export import tensors_of
+from jaxalign.models.heads import read_head
 from jaxalign.models.policy import build_policy
 from jaxalign.models.safetensors_files import Tensors
 from jaxalign.types import Variables
@@ -22,8 +23,9 @@ from jaxalign.types import Variables
 def weights_hash(source: str | Path | Variables, config: DecoderConfig | None = None) -> str:
     """A sha256 over the architecture's facts and every tensor's float32 values, in the order of the checkpoint names.
 
-    A folder, its copy, its shards and the variables loaded from it in float32 have the same hash; names of files,
-    tokenizers, shard sizes and stored precision (bfloat16 values are float32 values) do not matter.
+    The linear head of a reward model or classifier counts where there is one. A folder, its copy, its shards and the
+    variables loaded from it in float32 have the same hash; names of files, tokenizers, shard sizes and stored precision
+    (bfloat16 values are float32 values) do not matter.
 
     Args:
       source: a Hugging Face folder, or variables.
@@ -50,7 +52,9 @@ def _folder_hash(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
     del stamp  # Part of the cache's key: a changed file is hashed again.
     config = read_config(folder)
     tensors = Tensors(folder)
-    expected = [name for name, _ in tensors_of(build_policy(config).abstract(), config, values=False)]
+    head_outputs = read_head(tensors, config)
+    policy = build_policy(config, head_outputs=head_outputs, language_head=not head_outputs)
+    expected = [name for name, _ in tensors_of(policy.abstract(), config, values=False)]
     missing = [f"{folder}: tensor {name!r} is missing." for name in expected if name not in tensors]
     if missing:
         raise ModelError(missing)
