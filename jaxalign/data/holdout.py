@@ -1,10 +1,13 @@
-"""Held-out examples: a deterministic, nested split that no prompt crosses."""
+"""Held-out examples and subsets: deterministic and nested."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+
 import numpy as np
 
-from jaxalign.data.records import ExampleSet
+from jaxalign.data.records import Example, ExampleSet
 from jaxalign.errors import DataError
 
 
@@ -18,10 +21,9 @@ def split_by_prompt(examples: ExampleSet, size: int, seed: int) -> tuple[np.ndar
     Raises:
       DataError: there are not enough examples.
     """
-    prompts = [examples[i].prompt.tobytes() for i in range(len(examples))]
     groups: dict[bytes, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(i)
+    for i, example in enumerate(examples):
+        groups.setdefault(prompt_key(example), []).append(i)
     members = list(groups.values())
     held: list[int] = []
     for group in np.random.default_rng([seed, 0x7E57]).permutation(len(members)):
@@ -39,10 +41,41 @@ def split_by_prompt(examples: ExampleSet, size: int, seed: int) -> tuple[np.ndar
     return np.array([i for i in range(len(examples)) if i not in chosen], np.int64), np.array(sorted(held), np.int64)
 
 
+def prompt_key(example: Example) -> bytes:
+    """What two examples of the same prompt share. A prompt of one token says nothing: then it is the whole example."""
+    parts = (example.prompt,) if len(example.prompt) > 1 else (example.prompt, *example.completions)
+    return b"".join(len(part).to_bytes(8, "little") + part.tobytes() for part in parts)
+
+
 def shared_prompts(train: ExampleSet, held_out: ExampleSet) -> list[tuple[int, int]]:
     """``(held-out index, train index)`` of every held-out example whose prompt is also trained on."""
     seen: dict[bytes, int] = {}
     for i in range(len(train)):
-        seen.setdefault(train[i].prompt.tobytes(), i)
-    pairs = ((i, seen.get(held_out[i].prompt.tobytes())) for i in range(len(held_out)))
+        seen.setdefault(prompt_key(train[i]), i)
+    pairs = ((i, seen.get(prompt_key(held_out[i]))) for i in range(len(held_out)))
     return [(i, other) for i, other in pairs if other is not None]
+
+
+def nested_subset(examples: ExampleSet, size: int, seed: int) -> ExampleSet:
+    """The first `size` examples in a seeded order: each size's subset begins with those of all smaller sizes.
+
+    An example's place depends on its own token ids and the seed, not on where it stands: rows added to the data, or
+    removed, leave the others in their order.
+
+    Raises:
+      DataError: there are not enough examples.
+    """
+    if not 1 <= size <= len(examples):
+        raise DataError(f"data.size: got {size}, expected at most the {len(examples)} examples that there are.")
+    copies: Counter[bytes] = Counter()
+    keys = []
+    for example in examples:
+        parts = (example.prompt, *example.completions)
+        content = hashlib.blake2b(str((seed, *map(len, parts))).encode(), digest_size=16)
+        for part in parts:
+            content.update(part.astype("<i4").tobytes())
+        digest = content.digest()
+        keys.append(hashlib.blake2b(digest + copies[digest].to_bytes(8, "little"), digest_size=16).digest())
+        copies[digest] += 1
+    order = sorted(range(len(examples)), key=keys.__getitem__)
+    return examples.select(order[:size])

@@ -7,6 +7,7 @@ costs nothing, and every process computes the same plan and writes only its own 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -49,7 +50,8 @@ class ShuffledBatches:
       batch_size: examples per optimizer step.
       seed: of the order.
       mismatched: put another example's completion behind each prompt as one more completion (KTO's estimate of the
-        KL term). Partners are drawn anew every epoch, and never are the example itself.
+        KL term). Partners are drawn anew every epoch. They never are the example itself and, unless the data hold
+        little else, have another prompt and another completion.
       attach: further columns.
 
     Raises:
@@ -71,7 +73,8 @@ class ShuffledBatches:
         self.mismatched = mismatched
         self.attach = attach
         self._order = lru_cache(maxsize=4)(lambda epoch: _permutation(len(examples), seed, epoch, 0))
-        self._ring = lru_cache(maxsize=4)(lambda epoch: _partners(len(examples), seed, epoch))
+        kinds = _kinds(examples) if mismatched else None
+        self._ring = lru_cache(maxsize=4)(lambda epoch: _partners(len(examples), seed, epoch, kinds))
 
     def ids(self, step: int) -> list[tuple[int, int]]:
         """The (epoch, example id) pairs of a step."""
@@ -83,7 +86,7 @@ class ShuffledBatches:
         """Tokens, and scored tokens, of each example of a step."""
         ids = self.ids(step)
         partners = [int(self._ring(epoch)[identity]) for epoch, identity in ids] if self.mismatched else None
-        return _sizes(self.examples.lengths, [identity for _, identity in ids], partners)
+        return _sizes(self.examples, [identity for _, identity in ids], partners)
 
     def example(self, epoch: int, identity: int) -> Example:
         """An example as that epoch shows it."""
@@ -123,7 +126,7 @@ class OrderedBatches:
         self.batch_size = batch_size
         self.mismatched = mismatched
         self.attach = attach
-        self._ring = _partners(len(examples), seed, 0) if mismatched else None
+        self._ring = _partners(len(examples), seed, 0, _kinds(examples)) if mismatched else None
 
     def __len__(self) -> int:
         return -(-len(self.examples) // self.batch_size)
@@ -132,7 +135,7 @@ class OrderedBatches:
         """Tokens, and scored tokens, of each example of a batch."""
         ids = list(self._ids(step))
         partners = None if self._ring is None else [int(self._ring[i]) for i in ids]
-        return _sizes(self.examples.lengths, ids, partners)
+        return _sizes(self.examples, ids, partners)
 
     def example(self, identity: int) -> Example:
         """An example as the pass shows it."""
@@ -147,18 +150,20 @@ class OrderedBatches:
         return range(step * self.batch_size, min(len(self.examples), (step + 1) * self.batch_size))
 
 
-def _sizes(lengths: np.ndarray, ids: Sequence[int], partners: Sequence[int] | None) -> tuple[list[int], list[int]]:
-    """From the set's lengths ``[n, 1 + K]``, the prompt first, to what each example fills of a row."""
-    scored = lengths[ids, 1:].sum(axis=1)
+def _sizes(examples: ExampleSet, ids: Sequence[int], partners: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    """What each example fills of a row: tokens, and scored tokens."""
+    tokens = examples.lengths[ids].sum(axis=1)
+    scored = examples.completion_lengths[ids].sum(axis=1)
     if partners is not None:
-        scored = scored + lengths[partners, 1]
-    return (scored + lengths[ids, 0]).tolist(), scored.tolist()
+        partner = examples.completion_lengths[partners, 0]
+        tokens, scored = tokens + partner, scored + partner
+    return tokens.tolist(), scored.tolist()
 
 
 def _shown(example: Example, partner: Example | None, attach: Attach | None, epoch: int, identity: int) -> Example:
     completions = example.completions if partner is None else (*example.completions, partner.completions[0])
     columns = example.columns if attach is None else {**example.columns, **attach(epoch, identity)}
-    return Example(prompt=example.prompt, completions=completions, columns=columns, source=example.source)
+    return replace(example, completions=completions, columns=columns)
 
 
 class Packer:
@@ -190,7 +195,7 @@ class Packer:
     def plan(self, examples: Sequence[Example]) -> RowPlan:
         """Which of the examples share a row."""
         scored = [sum(map(len, example.completions)) for example in examples]
-        tokens = [len(example.prompt) + s for example, s in zip(examples, scored, strict=True)]
+        tokens = [len(e.prompt) + s + sum(map(len, e.unscored)) for e, s in zip(examples, scored, strict=True)]
         return plan_rows(tokens, scored, self.shape)
 
     def __call__(self, batch: Sequence[tuple[int, Example]]) -> PackedBatch:
@@ -230,9 +235,40 @@ def _check_partners(examples: ExampleSet, mismatched: bool) -> None:
         raise ValueError("a mismatched completion needs at least 2 examples, got 1")
 
 
-def _partners(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A random permutation without fixed points: each example's partner is its successor on a random ring."""
+def _kinds(examples: ExampleSet) -> np.ndarray:
+    """Numbers of each example's prompt and completion, ``[E, 2]``: equal where the token ids are."""
+    prompts: dict[bytes, int] = {}
+    completions: dict[bytes, int] = {}
+    return np.array(
+        [
+            (
+                prompts.setdefault(e.prompt.tobytes(), len(prompts)),
+                completions.setdefault(e.completions[0].tobytes(), len(completions)),
+            )
+            for e in examples
+        ]
+    )
+
+
+def _partners(count: int, seed: int, epoch: int, kinds: np.ndarray | None = None, tries: int = 64) -> np.ndarray:
+    """A random permutation without fixed points, which avoids partners with an equal prompt or completion.
+
+    Each example's partner is its successor on a random ring. Where that one is unsuitable, it is exchanged with the
+    partner of another example drawn at random, if that suits both; after `tries` draws it stays.
+    """
     ring = _permutation(count, seed, epoch, 1)
     partners = np.empty(count, np.int64)
     partners[ring] = np.roll(ring, -1)
+    if kinds is None:
+        return partners
+    alike = np.flatnonzero((kinds == kinds[partners]).any(axis=1))
+    draws = np.random.default_rng([seed, epoch, 2])
+    for i in alike:
+        if not (kinds[i] == kinds[partners[i]]).any():
+            continue  # an earlier exchange settled it
+        others = draws.integers(0, count, tries)
+        suits = (kinds[i] != kinds[partners[others]]).all(axis=1) & (kinds[others] != kinds[partners[i]]).all(axis=1)
+        if suits.any():
+            other = others[np.argmax(suits)]
+            partners[[i, other]] = partners[[other, i]]
     return partners

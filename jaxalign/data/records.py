@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -75,30 +75,48 @@ class Example:
 
     Attributes:
       prompt: int32 ``[P]``, P >= 1: at least a BOS token or the opening of the chat template.
-      completions: K arrays, int32 ``[C_k]``, C_k >= 1. Every token is scored, the terminator included.
-      columns: what else rides along: ``desirable`` (bool), ``scores [K]``, ...
+      completions: K arrays, int32 ``[C_k]``. Every token is scored, the terminator included. Empty = a ranking has
+        fewer than K completions; in other layouts C_k >= 1.
+      columns: what else rides along: ``desirable`` (bool), ``scores [K]``, ... A tuple of K arrays ``[C_k]`` has one
+        value a scored token.
       source: where it comes from, different for each example: ``train.jsonl row 17``, or, where a row becomes several
         examples, ``train.jsonl row 17, answer 2``.
+      unscored: M further completions behind the same prompt whose tokens are read and never scored. They may be empty.
     """
 
     prompt: np.ndarray
     completions: tuple[np.ndarray, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    unscored: tuple[np.ndarray, ...] = ()
+
+
+def token_column(values: Any) -> np.ndarray:
+    """One value a token in the type that such columns have: float32, int32 or bool."""
+    values = np.asarray(values)
+    return values.astype({"f": np.float32, "i": np.int32, "u": np.int32}.get(values.dtype.kind, values.dtype))
+
+
+def no_token(dtype: np.dtype) -> float | int | bool:
+    """What a column of one value a token holds where there is no scored token: 0, False, and -1 for integer labels."""
+    return {"i": -1, "b": False}.get(dtype.kind, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class ExampleSet(Sequence[Example]):
-    """Examples with the same K in flat arrays: E examples of K + 1 segments, the prompt first.
+    """Examples with the same K and M in flat arrays: E examples of 1 + K + M segments, the prompt first.
 
-    Segment ``j`` of example ``i`` is ``tokens[offsets[i * (K + 1) + j] : offsets[i * (K + 1) + j + 1]]``.
+    With ``W = 1 + K + M``, segment ``j`` of example ``i`` is ``tokens[offsets[i * W + j] : offsets[i * W + j + 1]]``.
 
     Attributes:
       tokens: all token ids, int32.
-      offsets: where segments start and end, int64 ``[E * (K + 1) + 1]``.
+      offsets: where segments start and end, int64 ``[E * W + 1]``.
       completions: K.
       columns: arrays with leading axis E.
       sources: where each example comes from, E strings.
+      unscored: M.
+      token_columns: one value a token, aligned with `tokens`, float32, int32 or bool; `no_token` where it is not
+        scored.
     """
 
     tokens: np.ndarray
@@ -106,22 +124,33 @@ class ExampleSet(Sequence[Example]):
     completions: int
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
+    unscored: int = 0
+    token_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def from_examples(cls, examples: Iterable[Example]) -> ExampleSet:
-        """The store of `examples`, which must all have the same number of completions and the same columns."""
+        """The store of `examples`, which must all have the same numbers of completions and the same columns."""
         examples = list(examples)
         if not examples:
             raise ValueError("an ExampleSet needs at least one example")
-        first = examples[0]
-        for example in examples:
-            if len(example.completions) != len(first.completions) or set(example.columns) != set(first.columns):
+        kinds = [
+            (len(e.completions), len(e.unscored), {name: isinstance(v, tuple) for name, v in e.columns.items()})
+            for e in examples
+        ]
+        for example, kind in zip(examples, kinds, strict=True):
+            if kind != kinds[0]:
                 raise ValueError(f"{example.source or 'an example'}: other completions or columns than the first one")
-        segments = [np.asarray(s, np.int32) for e in examples for s in (e.prompt, *e.completions)]
+        completions, unscored, per_token = kinds[0]
         return cls.from_segments(
-            segments,
-            completions=len(first.completions),
-            columns={name: np.stack([np.asarray(e.columns[name]) for e in examples]) for name in first.columns},
+            [np.asarray(s, np.int32) for e in examples for s in (e.prompt, *e.completions, *e.unscored)],
+            completions=completions,
+            unscored=unscored,
+            columns={
+                name: np.stack([np.asarray(e.columns[name]) for e in examples])
+                for name, each in per_token.items()
+                if not each
+            },
+            token_columns={name: _flat_token_column(examples, name) for name, each in per_token.items() if each},
             sources=tuple(e.source for e in examples),
         )
 
@@ -131,20 +160,23 @@ class ExampleSet(Sequence[Example]):
         segments: Sequence[Sequence[int] | np.ndarray],
         *,
         completions: int,
+        unscored: int = 0,
         columns: Mapping[str, np.ndarray] | None = None,
+        token_columns: Mapping[str, np.ndarray] | None = None,
         sources: Sequence[str] = (),
     ) -> ExampleSet:
-        """The store of E * (K + 1) token id lists: prompt, completion 0 .. K-1, next prompt, ..."""
+        """The store of E * (1 + K + M) token id lists: prompt, completions, unscored ones, next prompt, ..."""
         offsets = np.zeros(len(segments) + 1, np.int64)
         np.cumsum([len(s) for s in segments], out=offsets[1:])
         tokens = np.empty(int(offsets[-1]), np.int32)
         for start, segment in zip(offsets[:-1], segments, strict=True):
             tokens[start : start + len(segment)] = segment
-        examples = len(segments) // (completions + 1)
-        return cls(tokens, offsets, completions, dict(columns or {}), tuple(sources) or ("",) * examples)
+        examples = len(segments) // (1 + completions + unscored)
+        sources = tuple(sources) or ("",) * examples
+        return cls(tokens, offsets, completions, dict(columns or {}), sources, unscored, dict(token_columns or {}))
 
     def __len__(self) -> int:
-        return (len(self.offsets) - 1) // (self.completions + 1)
+        return (len(self.offsets) - 1) // self._width
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -157,22 +189,30 @@ class ExampleSet(Sequence[Example]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         index %= len(self)
-        segments = self._segments(index)
-        columns = {name: values[index] for name, values in self.columns.items()}
-        return Example(segments[0], tuple(segments[1:]), columns, self.sources[index])
+        prompt, *rest = self._segments(index)
+        scored = slice(1, self.completions + 1)
+        columns: dict[str, Any] = {name: values[index] for name, values in self.columns.items()}
+        columns |= {name: tuple(self._segments(index, v)[scored]) for name, v in self.token_columns.items()}
+        completions, unscored = tuple(rest[: self.completions]), tuple(rest[self.completions :])
+        return Example(prompt, completions, columns, self.sources[index], unscored)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
 
-    def _segments(self, index: int) -> list[np.ndarray]:
-        width = self.completions + 1
-        bounds = self.offsets[index * width : (index + 1) * width + 1]
-        return [self.tokens[a:b] for a, b in itertools.pairwise(bounds)]
+    @property
+    def _width(self) -> int:
+        return 1 + self.completions + self.unscored
+
+    def _segments(self, index: int, values: np.ndarray | None = None) -> list[np.ndarray]:
+        """The segments of an example out of `values`, which lie as the tokens do; the tokens themselves if None."""
+        values = self.tokens if values is None else values
+        bounds = self.offsets[index * self._width : (index + 1) * self._width + 1]
+        return [values[a:b] for a, b in itertools.pairwise(bounds)]
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each segment, int32 ``[E, K + 1]``, the prompt first."""
-        return np.diff(self.offsets).astype(np.int32).reshape(len(self), self.completions + 1)
+        """Tokens of each segment, int32 ``[E, 1 + K + M]``, the prompt first."""
+        return np.diff(self.offsets).astype(np.int32).reshape(len(self), self._width)
 
     @property
     def prompt_lengths(self) -> np.ndarray:
@@ -182,7 +222,17 @@ class ExampleSet(Sequence[Example]):
     @property
     def completion_lengths(self) -> np.ndarray:
         """Scored tokens, int32 ``[E, K]``."""
-        return self.lengths[:, 1:]
+        return self.lengths[:, 1 : self.completions + 1]
+
+    @property
+    def scored_tokens(self) -> np.ndarray:
+        """Scored tokens of each example, int64 ``[E]``."""
+        return self.completion_lengths.sum(axis=1, dtype=np.int64)
+
+    @property
+    def row_tokens(self) -> np.ndarray:
+        """Tokens that each example fills of a row, its unscored completions included, int64 ``[E]``."""
+        return self.lengths.sum(axis=1, dtype=np.int64)
 
     @property
     def content_hash(self) -> str:
@@ -190,7 +240,10 @@ class ExampleSet(Sequence[Example]):
         digest = hashlib.sha256(b"jaxalign examples 1\n")
         arrays: dict[str, np.ndarray] = {"tokens": self.tokens, "offsets": self.offsets}
         arrays |= {f"columns/{name}": np.asarray(values) for name, values in sorted(self.columns.items())}
+        arrays |= {f"token_columns/{name}": values for name, values in sorted(self.token_columns.items())}
         digest.update(str(self.completions).encode())
+        if self.unscored:
+            digest.update(f"+{self.unscored}".encode())
         for name, values in arrays.items():
             little = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<")))
             digest.update(f"\n{name} {little.dtype.str} {little.shape}\n".encode())
@@ -200,9 +253,46 @@ class ExampleSet(Sequence[Example]):
     def select(self, indices: Iterable[int]) -> ExampleSet:
         """The examples at `indices`, in that order, as a store of their own."""
         indices = np.asarray(list(indices), np.int64)
+
+        def chosen(values: np.ndarray | None = None) -> list[np.ndarray]:
+            return [s for i in indices for s in self._segments(int(i), values)]
+
         return ExampleSet.from_segments(
-            [s for i in indices for s in self._segments(int(i))],
+            chosen(),
             completions=self.completions,
+            unscored=self.unscored,
             columns={name: values[indices] for name, values in self.columns.items()},
+            token_columns={
+                name: np.concatenate([values[:0], *chosen(values)]) for name, values in self.token_columns.items()
+            },
             sources=tuple(self.sources[i] for i in indices),
         )
+
+    def scoring_all_tokens(self) -> ExampleSet:
+        """The set with every token scored but the first of each example, which becomes the whole prompt.
+
+        For supervised examples: language modelling of prompt and completion.
+
+        Raises:
+          ValueError: there are several completions, or a column has one value a token.
+        """
+        if self.completions != 1 or self.unscored or self.token_columns:
+            raise ValueError("all tokens can be scored where one completion stands behind each prompt, without labels")
+        starts = self.offsets[:-1:2]
+        offsets = np.append(np.stack([starts, starts + 1], axis=1).reshape(-1), self.offsets[-1])
+        return replace(self, offsets=offsets)
+
+
+def _flat_token_column(examples: Sequence[Example], name: str) -> np.ndarray:
+    """A column of one value a scored token, laid out as the tokens of the examples are."""
+    found = token_column(np.concatenate([np.asarray(part) for e in examples for part in e.columns[name] if len(part)]))
+    nothing = no_token(found.dtype)
+    parts = []
+    for example in examples:
+        parts.append(np.full(len(example.prompt), nothing, found.dtype))
+        for completion, values in zip(example.completions, example.columns[name], strict=True):
+            if len(values) != len(completion):
+                raise ValueError(f"{example.source}: {name} has {len(values)} values for {len(completion)} tokens")
+            parts.append(np.asarray(values, found.dtype))
+        parts += [np.full(len(u), nothing, found.dtype) for u in example.unscored]
+    return np.concatenate(parts)

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.data.records import Example
+from jaxalign.data.records import Example, no_token, token_column
 from jaxalign.types import Rows
 
 TOKEN_MULTIPLE = 16
 SCORED_MULTIPLE = 16
+DERIVED_COLUMNS = ("ends", "score_index")
+"""Columns that `build_rows` knows by itself: places in the row."""
 
 
 class RowShape(NamedTuple):
@@ -38,7 +40,7 @@ def plan_rows(tokens: Sequence[int], scored: Sequence[int], shape: RowShape) -> 
     """Fits examples into few rows by best-fit decreasing: longest first, each into the fullest row that takes it.
 
     Args:
-      tokens: prompt plus completion tokens of each example.
+      tokens: tokens that each example fills of a row.
       scored: scored tokens of each example.
       shape: the bounds of a row.
 
@@ -83,7 +85,10 @@ def build_rows(
         An empty row is all padding.
       shape: T, S, E and K.
       column_names: columns of the examples to carry. A scalar becomes ``[R, E]``, an array ``[K]`` becomes
-        ``[R, E, K]``, and a tuple of K arrays, one value a completion token, becomes ``[R, S]``.
+        ``[R, E, K]``, and a tuple of K arrays, one value a scored token, becomes ``[R, S]``: float32 with 0 where no
+        token is scored, bool with False, or int32 with -1.
+        Two more names ask for places in the row: ``ends``, the last token of each completion, unscored ones behind
+        the others, ``[R, E, K + M]``, 0 where there is none; and ``score_index``, the scored token, ``[R, S]``.
       local: which of the rows to write; the others belong to other processes.
 
     Returns:
@@ -102,7 +107,9 @@ def build_rows(
     score_slot = np.full((count, scored), examples * completions, np.int32)
     example_id = np.full((count, examples), -1, np.int32)
     first = next(example for row in rows for _, example in row)
-    columns = {name: _empty_column(first.columns[name], shape, count) for name in column_names}
+    columns = {n: _empty_column(first.columns[n], shape, count) for n in column_names if n not in DERIVED_COLUMNS}
+    ends = np.zeros((count, examples, completions + len(first.unscored)), np.int32)
+    score_index = np.zeros((count, scored), np.int32)
 
     for r, row in enumerate(local_rows):
         cursor = score_cursor = 0
@@ -114,7 +121,7 @@ def build_rows(
             own_start[r, prompt_start:prompt_end] = prompt_start
             cursor = prompt_end
             spans = []
-            for k, completion in enumerate(example.completions):
+            for k, completion in enumerate((*example.completions, *example.unscored)):
                 size = len(completion)
                 start, stop = cursor, cursor + size
                 tokens[r, start:stop] = completion
@@ -122,21 +129,30 @@ def build_rows(
                 own_start[r, start:stop] = start
                 prefix_start[r, start:stop] = prompt_start
                 prefix_end[r, start:stop] = prompt_end
+                if size:
+                    ends[r, e, k] = stop - 1
+                cursor = stop
+                if k >= len(example.completions):
+                    continue
                 span = slice(score_cursor, score_cursor + size)
                 # The prompt's last state predicts the first token, then each token's state predicts the next.
-                score_source[r, span] = index[start - 1 : stop - 1]
-                score_source[r, score_cursor] = prompt_end - 1
+                score_source[r, span] = index[start - 1 : stop - 1] if size else 0
+                score_source[r, span][:1] = prompt_end - 1
+                score_index[r, span] = index[start:stop]
                 score_target[r, span] = completion
                 score_slot[r, span] = e * completions + k
                 spans.append(span)
-                cursor, score_cursor = stop, score_cursor + size
-            for name in column_names:
+                score_cursor += size
+            for name, values in columns.items():
                 value = example.columns[name]
                 if isinstance(value, tuple):
                     for span, part in zip(spans, value, strict=True):
-                        columns[name][r, span] = part
+                        values[r, span] = part
                 else:
-                    columns[name][r, e] = value
+                    values[r, e] = value
+    columns |= {
+        name: {"ends": ends, "score_index": score_index}[name] for name in DERIVED_COLUMNS if name in column_names
+    }
     columns["example_id"] = example_id
     # Host arrays until the batch is put on its devices.
     arrays: dict[str, Any] = {
@@ -156,7 +172,8 @@ def build_rows(
 
 def _empty_column(value, shape, count):
     if isinstance(value, tuple):
-        return np.zeros((count, shape.scored), np.float32)
+        values = token_column(np.concatenate([np.asarray(part) for part in value if len(part)]))
+        return np.full((count, shape.scored), no_token(values.dtype), values.dtype)
     value = np.asarray(value)
     return np.zeros((count, shape.examples, *value.shape), np.float32 if value.dtype.kind == "f" else value.dtype)
 
@@ -177,7 +194,7 @@ def choose_shape(
     those rows were seen to need, so that they bound memory without costing rows.
 
     Args:
-      tokens: prompt plus completion tokens of every example, ``[n]``.
+      tokens: tokens that every example fills of a row, ``[n]``.
       scored: scored tokens of every example, ``[n]``.
       completions: K.
       batch_size: examples of an optimizer step.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxalign.data.holdout import shared_prompts, split_by_prompt
+from jaxalign.data.holdout import nested_subset, shared_prompts, split_by_prompt
 from jaxalign.data.records import ExampleSet
 from jaxalign.errors import DataError
 
@@ -43,3 +43,43 @@ def test_shared_prompts_name_both_sides(examples):
     assert shared_prompts(examples[:10], examples[40:45]) == [(i, i) for i in range(5)]
     assert shared_prompts(examples[:5], examples[10:20]) == []
     assert np.all([i < 5 for i, _ in shared_prompts(examples[:10], examples[40:45])])
+
+
+def test_prompts_of_one_token_are_told_apart_by_their_completions():
+    """Plain text behind a BOS: nothing but the whole example says what is the same."""
+    texts = ExampleSet.from_segments([s for i in range(10) for s in ([1], [2, i // 2])], completions=1)
+    train, held = split_by_prompt(texts, 4, 0)
+    assert len(held) == 4
+    assert not shared_prompts(texts.select(train), texts.select(held))
+
+
+def ids(examples):
+    return [(e.prompt.tolist(), e.completions[0].tolist()) for e in examples]
+
+
+def test_subsets_are_nested(examples):
+    whole = ids(nested_subset(examples, 60, 1))
+    assert sorted(whole) == sorted(ids(examples))
+    assert whole != ids(examples)
+    for size in (1, 7, 59):
+        assert ids(nested_subset(examples, size, 1)) == whole[:size]
+    assert ids(nested_subset(examples, 60, 2)) != whole
+
+
+def test_rows_added_elsewhere_leave_the_order(examples):
+    more = ExampleSet.from_segments([s for i in range(100, 120) for s in ([1, i], [2, i])], completions=1)
+    both = ExampleSet.from_examples([*more, *examples])
+    before, after = ids(nested_subset(examples, 60, 1)), ids(nested_subset(both, 80, 1))
+    assert [e for e in after if e in before] == before
+
+
+def test_copies_of_an_example_have_places_of_their_own():
+    copies = ExampleSet.from_segments([s for i in range(40) for s in ([1, 5], [2, i % 2])], completions=1)
+    first = ids(nested_subset(copies, 10, 0))
+    assert 0 < sum(completion == [2, 0] for _, completion in first) < 10
+
+
+@pytest.mark.parametrize("size", [0, 61])
+def test_a_subset_is_not_larger_than_the_data(examples, size):
+    with pytest.raises(DataError, match=f"data.size: got {size}, expected at most the 60 examples"):
+        nested_subset(examples, size, 0)

@@ -97,6 +97,25 @@ def test_mismatched_partners_are_never_the_example_and_change_every_epoch(exampl
     assert len(set(partners)) == 3
 
 
+def test_mismatched_partners_have_another_prompt_and_another_completion():
+    """Pairs made unpaired, and answers that many prompts share."""
+    generator = np.random.default_rng(2)
+    both = ExampleSet.from_examples(
+        Example(np.array([i // 2 + 1]), (generator.integers(3, 6, 2),), {"desirable": i % 2 == 0}) for i in range(60)
+    )
+    batches = ShuffledBatches(both, batch_size=60, seed=0, mismatched=True)
+    for epoch in range(20):
+        partners = batches._ring(epoch)
+        assert sorted(partners) == list(range(60))
+        for i, partner in enumerate(partners):
+            assert both[i].prompt.tolist() != both[int(partner)].prompt.tolist()
+            assert both[i].completions[0].tolist() != both[int(partner)].completions[0].tolist()
+    alike = ExampleSet.from_examples(Example(np.array([1]), (np.array([2]),)) for _ in range(9))
+    partners = ShuffledBatches(alike, batch_size=3, seed=0, mismatched=True)._ring(0)
+    assert sorted(partners) == list(range(9))
+    assert (partners != np.arange(9)).all()
+
+
 def test_one_example_has_no_partner(examples):
     with pytest.raises(ValueError, match="at least 2 examples, got 1"):
         ShuffledBatches(examples[:1], batch_size=1, seed=0, mismatched=True)

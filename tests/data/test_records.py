@@ -6,9 +6,9 @@ import pytest
 from jaxalign.data.records import Example, ExampleSet
 
 
-def example(prompt, *completions, **columns) -> Example:
-    ids = [np.array(c, np.int32) for c in completions]
-    return Example(np.array(prompt, np.int32), tuple(ids), columns, f"row {prompt[0]}")
+def example(prompt, *completions, unscored=(), **columns) -> Example:
+    ids, others = (tuple(np.array(c, np.int32) for c in group) for group in (completions, unscored))
+    return Example(np.array(prompt, np.int32), ids, columns, f"row {prompt[0]}", others)
 
 
 def pairs() -> list[Example]:
@@ -73,3 +73,53 @@ def test_unequal_examples_are_refused():
         ExampleSet.from_examples([example([1], [2]), example([1], [2], [3])])
     with pytest.raises(ValueError, match="at least one"):
         ExampleSet.from_examples([])
+
+
+def labelled() -> list[Example]:
+    return [
+        example([1, 5], [7, 2], [], unscored=([8],), weight=(np.array([0.5, 2.0]), np.array([])), score=1.0),
+        example([1], [3, 2], [4, 2], unscored=([],), weight=(np.array([1.0, 1.0]), np.array([0.0, 3.0])), score=2.0),
+    ]
+
+
+def test_values_of_tokens_and_unscored_completions_are_stored():
+    store = ExampleSet.from_examples(labelled())
+    assert (store.completions, store.unscored) == (2, 1)
+    assert store.lengths.tolist() == [[2, 2, 0, 1], [1, 2, 2, 0]]
+    assert store.completion_lengths.tolist() == [[2, 0], [2, 2]]
+    assert store.scored_tokens.tolist() == [2, 4]
+    assert store.row_tokens.tolist() == [5, 5]
+    assert store.token_columns["weight"].dtype == np.float32
+    for got, put in zip(store, labelled(), strict=True):
+        assert [c.tolist() for c in got.completions] == [c.tolist() for c in put.completions]
+        assert [c.tolist() for c in got.unscored] == [c.tolist() for c in put.unscored]
+        assert [w.tolist() for w in got.columns["weight"]] == [w.tolist() for w in put.columns["weight"]]
+        assert got.columns["score"] == put.columns["score"]
+    swapped = store.select([1, 0])
+    assert [w.tolist() for w in swapped[1].columns["weight"]] == [[0.5, 2.0], []]
+    assert swapped.content_hash == ExampleSet.from_examples(labelled()[::-1]).content_hash
+
+
+@pytest.mark.parametrize("change", ["value", "unscored"])
+def test_content_hash_sees_values_of_tokens_and_unscored_completions(change):
+    changed = {
+        "value": example([1, 5], [7, 2], [], unscored=([8],), weight=(np.array([0.5, 1.0]), np.array([])), score=1.0),
+        "unscored": example(
+            [1, 5], [7, 2], [8], unscored=([],), weight=(np.array([0.5, 2.0]), np.array([0.0])), score=1.0
+        ),
+    }[change]
+    before = ExampleSet.from_examples(labelled()).content_hash
+    assert ExampleSet.from_examples([changed, labelled()[1]]).content_hash != before
+
+
+def test_values_of_tokens_must_be_as_many_as_tokens():
+    with pytest.raises(ValueError, match="row 1: weight has 1 values for 2 tokens"):
+        ExampleSet.from_examples([example([1], [2, 3], weight=(np.array([1.0]),))])
+
+
+def test_all_tokens_can_be_scored():
+    store = ExampleSet.from_examples([example([1, 5], [7, 2]), example([1], [3])]).scoring_all_tokens()
+    assert [(e.prompt.tolist(), e.completions[0].tolist()) for e in store] == [([1], [5, 7, 2]), ([1], [3])]
+    assert store.completion_lengths.tolist() == [[3], [1]]
+    with pytest.raises(ValueError, match="one completion"):
+        ExampleSet.from_examples(pairs()).scoring_all_tokens()
