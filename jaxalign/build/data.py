@@ -22,7 +22,7 @@ from jaxalign.data.records import ExampleSet
 from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.methods import Layout, Method, get_method
+from jaxalign.methods import Method, get_method
 from jaxalign.models.config_json import parse_config, read_config, read_json
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.huggingface import resolve
@@ -254,9 +254,10 @@ def is_mismatched(method: Method) -> bool:
 
 
 def column_names(method: Method, reference_columns: Sequence[str]) -> tuple[str, ...]:
-    """The data columns that a step of this method reads."""
-    own = ("desirable",) if method.layout is Layout.UNPAIRED else ()
-    return (*own, *reference_columns)
+    """The columns that a step of this method reads: from the data, from the reference, and places in the row."""
+    places = {"rewards": "ends", "degree_logits": "ends", "step_logits": "score_index"}
+    derived = {places[name]: None for name in method.inputs if name in places}
+    return (*method.columns, *derived, *reference_columns)
 
 
 @dataclass(frozen=True)

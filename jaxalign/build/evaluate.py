@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxalign.build.data import (
     CheckedData,
     architecture,
     check_data,
     column_names,
-    is_mismatched,
     lay_out,
     ordered,
 )
@@ -25,20 +23,15 @@ from jaxalign.build.reference import RunReference, make_reference, plan_referenc
 from jaxalign.config import RunConfig
 from jaxalign.data.pipeline import ordered_iterator
 from jaxalign.errors import ConfigError, DataError, did_you_mean
-from jaxalign.evaluation.preferences import (
-    CompletionScores,
-    evaluate_preferences,
-    make_eval_step,
-    preference_metrics,
-)
-from jaxalign.methods import Layout, Method, get_method
+from jaxalign.evaluation.preferences import evaluate_preferences, make_eval_step, metric_names
+from jaxalign.methods import Method, get_method
 from jaxalign.models.huggingface import resolve as resolve_model
 from jaxalign.models.policy import Policy
 from jaxalign.training.mesh import MeshPlan
 from jaxalign.types import Variables
 
-Evaluator = Callable[[Variables, Any, Mapping[str, Any]], Mapping[str, float]]
-"""``(variables, reference_state, frozen) -> metrics``."""
+Evaluator = Callable[[Variables, Any, Mapping[str, Any], Mapping[str, Any] | None], Mapping[str, float]]
+"""``(variables, reference_state, frozen, method_state) -> metrics``."""
 
 
 def make_evaluator(
@@ -48,7 +41,7 @@ def make_evaluator(
     step = jax.jit(make_eval_step(policy, method, reference.reference), out_shardings=plan.replicated)
     held_out = data.held_out
     if held_out is None:
-        return lambda variables, reference_state, frozen: {}
+        return lambda variables, reference_state, frozen, method_state: {}
     # The last batch is smaller than the others, but takes as many rows: one program serves them all.
     batch_size = min(config.evaluation.batch_size, len(held_out))
     batches = ordered(held_out, method, batch_size, config.data.seed, reference.attach["eval"])
@@ -57,7 +50,12 @@ def make_evaluator(
     packer = layout.packer(columns, plan.local_rows, layout.row_counts[-1:])
     options = method.resolve_options(config.method.options)
 
-    def evaluate(variables: Variables, reference_state: Any, frozen: Mapping[str, Any]) -> Mapping[str, float]:
+    def evaluate(
+        variables: Variables,
+        reference_state: Any,
+        frozen: Mapping[str, Any],
+        method_state: Mapping[str, Any] | None,
+    ) -> Mapping[str, float]:
         rows = (plan.put_rows(b.rows, b.global_rows, b.first_row) for b in ordered_iterator(batches, packer))
         return evaluate_preferences(
             step,
@@ -67,6 +65,7 @@ def make_evaluator(
             variables=variables,
             reference_state=reference_state,
             frozen=frozen,
+            method_state=method_state,
         )
 
     return evaluate
@@ -81,20 +80,8 @@ def check_best_metric(config: RunConfig, method: Method) -> None:
     best = config.train.best_metric
     if best is None:
         return
-    paired = method.layout is Layout.PAIRED
-    completions = 2 if paired or is_mismatched(method) else 1
-    some: Any = np.full((2, completions), -1.0, np.float32)
-    mask: Any = np.ones(2, bool)
-    labels: Any = np.array([True, False])
-    scores = CompletionScores(
-        policy=some,
-        reference=some,
-        lengths=-some,
-        example_mask=mask,
-        columns={"desirable": labels} if method.layout is Layout.UNPAIRED else {},
-        has_reference=config.reference.source != "none",
-    )
-    found = preference_metrics(method, method.resolve_options(config.method.options), scores)
+    options = method.resolve_options(config.method.options)
+    found = metric_names(method, options, config.reference.source != "none")
     known = sorted(f"eval_{name}" for name in found)
     if best not in known:
         raise ConfigError(
@@ -137,10 +124,23 @@ def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | 
         reference = make_reference(config, views, policy, start, plan, donated=False)
         variables = start() if folder is None else load_folder(resolve_model(folder), policy, plan)
         evaluator = make_evaluator(config, data, policy, method, reference, plan)
-        found = evaluator(variables, reference.reference.init(variables), {"reference": reference.variables})
+        found = evaluator(
+            variables,
+            reference.reference.init(variables),
+            {"reference": reference.variables},
+            _method_state(workdir) if model is None else None,
+        )
     metrics = {f"eval_{name}": value for name, value in found.items()}
     if workdir and jax.process_index() == 0:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         record = {"model": folder or config.model.path, "examples": len(data.held_out), "metrics": metrics}
         (Path(workdir) / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return metrics
+
+
+def _method_state(workdir: str | Path | None) -> dict[str, Any] | None:
+    """The method's running statistics at the end of the run in this folder, if there is one."""
+    path = Path(workdir) / "manifest.json" if workdir else None
+    if path is None or not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8")).get("method_state") or None

@@ -11,13 +11,18 @@ import numpy as np
 
 from jaxalign.data.pipeline import PackedBatch
 from jaxalign.errors import NumericsError
-from jaxalign.methods import Method
+from jaxalign.methods import Logps, Method
 from jaxalign.training.inputs import objective_inputs
 from jaxalign.training.scoring import completion_lengths
 from jaxalign.training.step import StepOutput
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 """Largest difference of two log-probabilities of one completion, relative to their size: what rounding explains."""
+
+
+CLOSED = {"policy", "reference", "lengths", "mean_lengths", "example_mask", "mismatched_policy", "mismatched_reference"}
+CLOSED |= {"desirable", "scores", "win_probabilities", "preference", "absolute", "state"}
+"""Inputs from which the first loss follows, when the summed log-probabilities of policy and reference are equal."""
 
 
 def make_start_check(
@@ -50,10 +55,11 @@ def make_start_check(
             return  # the loss below needs the columns of all rows, and those of the other processes are not here
         rows = jax.tree.map(jnp.asarray, batch.rows)
         mask = np.asarray(batch.rows.example_mask)
+        if method.logps is Logps.TOKEN or not set(method.inputs) <= CLOSED:
+            return  # the loss depends on more than the sums that are known here
         inputs = objective_inputs(
             method,
-            policy_sums=jnp.asarray(reference),
-            reference_sums=jnp.asarray(reference),
+            {"policy": jnp.asarray(reference), "reference": jnp.asarray(reference)},
             lengths=completion_lengths(rows),
             columns=rows.columns,
             example_mask=rows.example_mask,

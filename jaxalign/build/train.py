@@ -126,7 +126,7 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
     trainable = full()
 
     def begin(variables: Variables) -> tuple[TrainState, Any]:
-        return create_state(variables, trainable, optimizer, reference.reference, config.train.seed)
+        return create_state(variables, trainable, optimizer, reference.reference, config.train.seed, method.state)
 
     shapes, untrained_shapes = jax.eval_shape(begin, policy.abstract())
     shardings = state_shardings(shapes, plan.tree_shardings(policy.axes(), policy.abstract()), plan.replicated)
@@ -160,7 +160,8 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
     evaluator = make_evaluator(config, data, policy, method, reference, plan)
 
     def evaluate(state: TrainState) -> Mapping[str, float]:
-        found = evaluator(trainable.join(state.trainable, frozen["policy"]), state.reference, frozen)
+        variables = trainable.join(state.trainable, frozen["policy"])
+        found = evaluator(variables, state.reference, frozen, state.method_state)
         last.update({f"eval_{name}": value for name, value in found.items()})
         return found
 
@@ -207,7 +208,12 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
             describe=lambda identity: data.train.sources[identity],
             throughput=_throughput(config, policy, plan),
         )
-        manifest.note(train_seconds=time.perf_counter() - started, compiled=compiled.facts(), metrics=last)
+        manifest.note(
+            train_seconds=time.perf_counter() - started,
+            compiled=compiled.facts(),
+            metrics=last,
+            method_state={name: float(value) for name, value in state.method_state.items()},
+        )
     trained = trainable.join(state.trainable, frozen["policy"])
     if config.train.export:
         _export(this, checkpoints, trained, shardings.trainable, progress.step)

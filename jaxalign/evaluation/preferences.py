@@ -19,11 +19,12 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float
 
 from jaxalign.errors import DataError, NumericsError
-from jaxalign.methods import Layout, Method
-from jaxalign.training.inputs import objective_inputs
+from jaxalign.methods import INPUTS, Layout, Logps, Method
+from jaxalign.training.inputs import example_keys, objective_inputs
 from jaxalign.training.mesh import programs_in_flight
+from jaxalign.training.readings import by_example, read, sums, wants_logps
 from jaxalign.training.references import Reference
-from jaxalign.training.scoring import completion_lengths, score
+from jaxalign.training.scoring import completion_lengths
 from jaxalign.types import Rows, Variables, Weighted
 
 
@@ -33,11 +34,12 @@ class CompletionScores:
     """What evaluation keeps of some examples. Leading axes ``[R, E]`` from a step, ``[N]`` once collected.
 
     Attributes:
-      policy: summed log-probability of each completion, nats, ``[..., K]``.
+      policy: summed log-probability of each completion, nats, ``[..., K]``; zeros for a method that reads none.
       reference: the same under the reference (zeros where there is none), ``[..., K]``.
       lengths: scored tokens, ``[..., K]``.
       example_mask: False where there is no example, ``[...]``.
       columns: what else the metrics need, by name.
+      values: what else the objective reads of policy and reference, by input name (see `objective_inputs`).
       has_reference: whether `reference` is a model's. Static.
     """
 
@@ -47,6 +49,7 @@ class CompletionScores:
     example_mask: Bool[Array, "..."]
     columns: Mapping[str, Array]
     has_reference: bool = field(metadata={"static": True})
+    values: Mapping[str, Array] = field(default_factory=dict)
 
 
 EvalStep = Callable[[Variables, Any, Mapping[str, Any], Rows], CompletionScores]
@@ -61,12 +64,17 @@ def make_eval_step(policy: Any, method: Method, reference: Reference) -> EvalSte
       method: says which columns its objective reads.
       reference: where reference log-probabilities come from.
     """
-    kept = {*method.inputs, "example_id", "reference_lengths"}
+    kept = {name for name in method.columns if INPUTS[name].per != "token"} | {"example_id", "reference_lengths"}
 
     def step(variables, reference_state, frozen, rows):
+        found = read(policy, variables, method, reference, reference_state, frozen, rows)
+        values = by_example(method, found.policy, found.fixed, found.reference, rows)
+        if method.logps is not Logps.TOKEN:
+            values = {name: value for name, value in values.items() if name not in ("policy", "reference")}
         return CompletionScores(
-            policy=score(policy, variables, rows).sums,
-            reference=reference.logps(reference_state, frozen, rows).sums,
+            values=values,
+            policy=sums(found.policy, rows),
+            reference=found.reference.sums,
             lengths=completion_lengths(rows),
             example_mask=rows.example_mask,
             columns={name: column for name, column in rows.columns.items() if name in kept},
@@ -103,7 +111,12 @@ def collect(batches: Iterable[CompletionScores]) -> CompletionScores:
     return everything
 
 
-def preference_metrics(method: Method, options: Mapping[str, Any], scores: CompletionScores) -> dict[str, float]:
+def preference_metrics(
+    method: Method,
+    options: Mapping[str, Any],
+    scores: CompletionScores,
+    state: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
     """Metrics of a whole held-out set, without the ``eval_`` prefix.
 
     ==================================  ==============================================================================
@@ -129,14 +142,20 @@ def preference_metrics(method: Method, options: Mapping[str, Any], scores: Compl
       method: its objective is applied once, to all examples.
       options: the method's hyper-parameters.
       scores: from `collect`.
+      state: the method's running statistics, which stay as they are; None = those before the first step.
     """
+    count = len(scores.example_mask)
+    # What a method draws at random is drawn by example, so that it is the same in every evaluation.
+    ids = jnp.asarray(scores.columns.get("example_id", np.arange(count)))
+    keys = example_keys(jax.random.key_data(jax.random.key(0)), 0, ids) if "keys" in method.inputs else None
     inputs = objective_inputs(
         method,
-        policy_sums=jnp.asarray(scores.policy),
-        reference_sums=jnp.asarray(scores.reference),
+        jax.tree.map(jnp.asarray, {"policy": scores.policy, "reference": scores.reference, **scores.values}),
         lengths=jnp.asarray(scores.lengths),
         columns={name: jnp.asarray(column) for name, column in scores.columns.items()},
-        example_mask=jnp.ones(len(scores.example_mask), bool),
+        example_mask=jnp.ones(count, bool),
+        state=state,
+        keys=keys,
     )
     output = jax.device_get(method.objective(**inputs, **options))
     metrics = {"loss": _mean(output.losses, output.weights)}
@@ -164,6 +183,7 @@ def evaluate_preferences(
     variables: Variables,
     reference_state: Any = (),
     frozen: Mapping[str, Any] | None = None,
+    method_state: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Scores every batch and applies `preference_metrics` to the whole.
 
@@ -175,13 +195,46 @@ def evaluate_preferences(
       variables: the policy's.
       reference_state: a moving reference's state.
       frozen: the step's frozen tree (``reference`` for a live reference).
+      method_state: the method's running statistics; None = those before the first step.
 
     Raises:
       DataError: there is no example.
       NumericsError: a log-probability is not finite.
     """
     scores = collect(step(variables, reference_state, frozen or {}, rows) for rows in batches)
-    return preference_metrics(method, options, scores)
+    return preference_metrics(method, options, scores, method_state)
+
+
+def metric_names(method: Method, options: Mapping[str, Any], has_reference: bool) -> list[str]:
+    """The names that `preference_metrics` will give, without any data."""
+    several = method.layout in (Layout.PAIRED, Layout.RANKED) or "mismatched_policy" in method.inputs
+    completions = 2 if several else 1
+
+    def some(name: str) -> Any:
+        per = "token" if name in ("policy", "reference") and method.logps is Logps.TOKEN else INPUTS[name].per
+        if name == "degree_logits":
+            return np.zeros((2, 1, method.head_outputs(options)), np.float32)
+        if name == "degrees":
+            return np.zeros((2, 1), np.int32)
+        shape = {"example": (2,), "completion": (2, completions), "token": (2, completions, 3)}[per]
+        return np.full((*shape, 2) if name == "step_logits" else shape, -1.0, np.float32)
+
+    ours = [name for name in method.inputs if INPUTS[name].per != "batch" and name not in ("lengths", "example_mask")]
+    columns = {name: some(name) for name in method.columns if INPUTS[name].per != "token"}
+    if "desirable" in columns:
+        columns["desirable"] = np.array([True, False])
+    every: Any = np.ones((2, completions), np.float32)
+    mask: Any = np.ones(2, bool)
+    scores = CompletionScores(
+        values={name: some(name) for name in ours if name not in (*columns, "keys")},
+        policy=-every,
+        reference=-every,
+        lengths=every,
+        example_mask=mask,
+        columns=columns,
+        has_reference=has_reference,
+    )
+    return list(preference_metrics(method, options, scores))
 
 
 def _valid_examples(batch: CompletionScores) -> CompletionScores:
@@ -213,14 +266,14 @@ def _mean(values: Any, weights: Any) -> float:
 
 
 def _ranking(method: Method, scores: CompletionScores) -> dict[str, float]:
-    if method.layout is not Layout.PAIRED:
+    if method.layout is not Layout.PAIRED or not wants_logps(method):
         return {}
     sources = {"": (scores.policy, scores.lengths)}
     if scores.has_reference:
         sources["reference_"] = (scores.reference, scores.columns.get("reference_lengths", scores.lengths))
     metrics = {}
-    for prefix, (sums, lengths) in sources.items():
-        for suffix, values in (("", sums), ("_per_token", sums / np.maximum(lengths, 1))):
+    for prefix, (logps, lengths) in sources.items():
+        for suffix, values in (("", logps), ("_per_token", logps / np.maximum(lengths, 1))):
             metrics[f"ranking/{prefix}accuracy{suffix}"] = float((values[:, 0] > values[:, 1]).mean())
     return metrics
 
@@ -239,7 +292,7 @@ def _distances(method: Method, scores: CompletionScores) -> dict[str, float]:
             continue
         lengths = scores.lengths[members, k].astype(np.float64)
         metrics[f"lengths/{name}"] = float(lengths.mean())
-        if name == "chosen" and scores.has_reference:
+        if name == "chosen" and scores.has_reference and wants_logps(method):
             ratios = scores.policy[members, k].astype(np.float64) - scores.reference[members, k]
             metrics["kl/sequence"] = float(ratios.mean())
             metrics["kl/token"] = float(ratios.sum() / max(lengths.sum(), 1.0))

@@ -1,4 +1,4 @@
-"""From log-probabilities by completion to what an objective's parameters are called."""
+"""From what policy, reference and data say of each completion to what an objective's parameters are called."""
 
 from __future__ import annotations
 
@@ -30,84 +30,137 @@ def mean_lengths(lengths: Float[Array, "*B K"], example_mask: Bool[Array, "*B"])
     return total / jnp.maximum(mask.sum(), 1)
 
 
+def example_keys(rng: Array, step: Array | int, example_id: Array) -> Array:
+    """A random key for each example and step, ``[*B]``, whatever row, device or micro-batch it lies in.
+
+    Args:
+      rng: key data of the run.
+      step: optimizer steps taken.
+      example_id: which example it is, ``[*B]`` int.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
+    ids = example_id.reshape(-1).astype(jnp.uint32)
+    return jax.vmap(lambda identity: jax.random.fold_in(key, identity))(ids).reshape(example_id.shape)
+
+
 def objective_inputs(
     method: Method,
+    values: Mapping[str, Array],
     *,
-    policy_sums: Float[Array, "*B K"],
-    reference_sums: Float[Array, "*B K"] | None,
     lengths: Float[Array, "*B K"],
     columns: Mapping[str, Array],
     example_mask: Bool[Array, "*B"],
     mean_lengths: Float[Array, " K"] | None = None,
+    state: Mapping[str, Array] | None = None,
+    keys: Array | None = None,
 ) -> dict[str, Any]:
     """What the method's objective asks for, by name; exactly its positional parameters.
 
     Leading axes (rows and examples) become one axis B. Only the policy's own completions carry a gradient.
 
     Args:
-      method: its layout says what the K completions are, its `logps` whether sums or token means are given.
-      policy_sums: summed log-probability of each completion, nats.
-      reference_sums: the same under the reference; None where no reference is there.
+      method: its layout says what the K completions are, its `logps` whether sums, token means or tokens are given.
+      values: what models say, by input name: ``policy`` and ``reference`` (summed log-probabilities, nats, ``[*B, K]``,
+        or of each token, ``[*B, K, N]``, for methods that take those), ``token_kl`` and the like ``[*B, K, N]``,
+        ``rewards [*B, K]``, ...; also the data's values of each token. No ``reference`` = there is none.
       lengths: scored tokens of each completion.
-      columns: what came with the data, by name, ``[*B]`` or ``[*B, K]``: ``desirable`` for unpaired data, and
-        ``reference_lengths`` where the reference counts tokens with another tokenizer (used for token means only).
+      columns: what came with the data, by name, ``[*B]`` or ``[*B, K]``: ``desirable`` for unpaired data, ``scores``,
+        and ``reference_lengths`` where the reference counts tokens with another tokenizer (used for token means only).
       example_mask: False where there is no example.
       mean_lengths: from `mean_lengths`, over the whole batch; None computes it from these examples.
+      state: the method's running statistics; None = those before the first step.
+      keys: from `example_keys`.
 
     Raises:
       ConfigError: the data lack something that the method needs.
     """
-    completions = policy_sums.shape[-1]
-    problems = _problems(method, completions, reference_sums, columns)
+    completions = lengths.shape[-1]
+    problems = _problems(method, completions, values, columns)
     if problems:
         raise ConfigError(problems)
-
+    leading = example_mask.ndim
     mask = example_mask.reshape(-1)
-    counts = lengths.reshape(-1, completions)
-    policy = policy_sums.reshape(-1, completions)
-    reference = jnp.zeros_like(policy) if reference_sums is None else reference_sums.reshape(-1, completions)
+
+    def flat(array):
+        return jnp.asarray(array).reshape(-1, *array.shape[leading:])
+
+    counts = flat(lengths)
+    given = {name: flat(value) for name, value in values.items()}
     if method.logps is Logps.MEAN:
-        reference_counts = columns.get("reference_lengths", lengths)
-        policy = policy / jnp.maximum(counts, 1.0)
-        reference = reference / jnp.maximum(reference_counts.reshape(-1, completions), 1.0)
-    reference = jax.lax.stop_gradient(reference)
+        reference_counts = flat(columns.get("reference_lengths", lengths))
+        for name, tokens in (("policy", counts), ("reference", reference_counts)):
+            if name in given:
+                given[name] = given[name] / jnp.maximum(tokens, 1.0)
     if mean_lengths is None:
         mean_lengths = _mean_lengths(counts, mask)
 
-    structured = _STRUCTURE[method.layout]
-    supply = {
-        "policy": lambda: structured(policy),
-        "reference": lambda: structured(reference),
-        "lengths": lambda: structured(counts),
-        "mean_lengths": lambda: structured(mean_lengths),
-        "example_mask": lambda: mask,
-        "desirable": lambda: jnp.asarray(columns["desirable"]).reshape(-1).astype(bool),
-        "mismatched_policy": lambda: jax.lax.stop_gradient(policy[:, 1]),
-        "mismatched_reference": lambda: reference[:, 1],
-    }
-    return {name: supply[name]() for name in method.inputs}
+    def structured(array):
+        return _STRUCTURE[method.layout](array)
+
+    def supply(name: str) -> Any:
+        known = INPUTS[name]
+        if name == "lengths":
+            return structured(counts)
+        if name == "mean_lengths":
+            return _STRUCTURE[method.layout](mean_lengths[None], lambda array: array[0])
+        if name == "token_mask":
+            tokens = next(value.shape[2] for value in given.values() if value.ndim > 2)
+            return structured(jnp.arange(tokens) < counts[..., None])
+        if name == "example_mask":
+            return mask
+        if name == "mismatched_policy":
+            return jax.lax.stop_gradient(given["policy"][:, 1])
+        if name == "mismatched_reference":
+            return jax.lax.stop_gradient(given["reference"][:, 1])
+        if name == "state":
+            before = {key: jnp.asarray(value, jnp.float32) for key, value in method.state.items()}
+            return before if state is None else dict(state)
+        if name == "keys":
+            assert keys is not None
+            return keys.reshape(-1)
+        if known.column:
+            value = given[name] if known.per == "token" else flat(columns[name])
+            if known.meaning.startswith("bool"):
+                value = value.astype(bool)
+        else:
+            value = given[name]
+        if not known.trains:
+            value = jax.lax.stop_gradient(value)
+        return value if known.per == "example" else structured(value)
+
+    return {name: supply(name) for name in method.inputs}
 
 
-def _pair(values):
-    return Pair(values[..., 0], values[..., 1])
+def _same(array):
+    return array
+
+
+def _first(array, each=_same):
+    return each(array[:, 0])
+
+
+def _pair(array, each=_same):
+    return Pair(each(array[:, 0]), each(array[:, 1]))
+
+
+def _all(array, each=_same):
+    return each(array)
 
 
 _STRUCTURE = {
-    Layout.SINGLE: lambda values: values[..., 0],
+    Layout.SINGLE: _first,
     Layout.PAIRED: _pair,
-    Layout.UNPAIRED: lambda values: values[..., 0],
-    Layout.RANKED: lambda values: values,
-    Layout.SAMPLED: lambda values: values,
+    Layout.UNPAIRED: _first,
+    Layout.RANKED: _all,
+    Layout.SAMPLED: _all,
 }
 _mean_lengths = mean_lengths
 
 
-def _problems(method: Method, completions: int, reference_sums, columns: Mapping[str, Any]) -> list[str]:
+def _problems(method: Method, completions: int, values: Mapping[str, Any], columns: Mapping[str, Any]) -> list[str]:
     """All that is missing, one line each. Shapes and names only, so it is found while tracing, before any step."""
     where = f"method {method.name} ({method.layout.name.lower()} data)"
     problems = []
-    if method.logps is Logps.TOKEN:
-        problems.append(f"{where}: needs the log-probability of each token, but only sums are given here")
     expected = COMPLETIONS.get(method.layout)
     if expected is not None and completions not in expected:
         counts = " or ".join(map(str, expected))
@@ -117,9 +170,12 @@ def _problems(method: Method, completions: int, reference_sums, columns: Mapping
             problems.append(
                 f"{where}: the input {name!r} needs a second completion behind each prompt, that of another example"
             )
-        if INPUTS[name].reference and reference_sums is None:
+        known = INPUTS[name]
+        if known.live and name not in values:
+            problems.append(f"{where}: the input {name!r} needs a live reference; set reference.mode=live")
+        elif known.reference and "reference" not in values and name not in values:
             problems.append(f"{where}: the input {name!r} needs a reference; set reference.source")
-    if "desirable" in method.inputs and "desirable" not in columns:
-        have = ", ".join(sorted(columns)) or "none"
-        problems.append(f"{where}: needs the column 'desirable' (the label); the columns are: {have}")
+        if known.column and name not in (values if known.per == "token" else columns):
+            have = ", ".join(sorted(columns)) or "none"
+            problems.append(f"{where}: needs the column {name!r} ({known.meaning}); the columns are: {have}")
     return problems

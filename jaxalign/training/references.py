@@ -27,7 +27,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxalign.errors import ConfigError
-from jaxalign.methods import Logps, Method
+from jaxalign.logprobs import Distribution
+from jaxalign.methods import INPUTS, Logps, Method
 from jaxalign.training.scoring import score, sum_completions
 from jaxalign.types import Rows, Variables
 
@@ -54,6 +55,8 @@ class Reference(NamedTuple):
         and the number of steps taken so far (1 after the first).
       token_level: whether `logps` knows each token, not just each completion's sum.
       columns: the data columns that it reads.
+      distribution: ``distribution(state, frozen, rows) -> Distribution`` over the whole vocabulary, for methods that
+        compare it with the policy's; None where only log-probabilities are known.
       absent: there is no reference model; the log-probabilities are zeros, and a KL divergence from it says nothing.
     """
 
@@ -62,6 +65,7 @@ class Reference(NamedTuple):
     update: Callable[[Any, Variables, Int[Array, ""]], Any]
     token_level: bool = True
     columns: tuple[str, ...] = ()
+    distribution: Callable[[Any, Mapping[str, Any], Rows], Distribution] | None = None
     absent: bool = False
 
 
@@ -78,7 +82,10 @@ def frozen(policy: Any) -> Reference:
     def logps(state, frozen, rows):
         return _scored(policy, frozen["reference"], rows)
 
-    return Reference(_no_state, logps, _keep)
+    def distribution(state, frozen, rows):
+        return _distribution(policy, frozen["reference"], rows)
+
+    return Reference(_no_state, logps, _keep, distribution=distribution)
 
 
 def moving(
@@ -145,7 +152,10 @@ def moving(
         due = step % every == 0
         return jax.lax.cond(due, lambda s, v: jax.tree.map(mixed, s, v), lambda s, v: s, state, variables)
 
-    return Reference(init, logps, update)
+    def distribution(state, frozen, rows):
+        return _distribution(policy, state, rows)
+
+    return Reference(init, logps, update, distribution=distribution)
 
 
 def cached() -> Reference:
@@ -191,13 +201,26 @@ def none() -> Reference:
 
 def check_reference(method: Method, reference: Reference) -> list[str]:
     """What is wrong with this reference for this method, one line each; empty when they fit."""
-    if method.logps is Logps.TOKEN and not reference.token_level:
-        return [
+    problems = []
+    if method.logps is Logps.TOKEN and method.needs_reference and not reference.token_level:
+        problems.append(
             f"reference.source: {method.name} needs the reference's log-probability of each token, but this reference "
             "knows only those of whole completions (it has its own tokenizer or context). Use a reference with the "
             "policy's tokenizer and template, or a method that takes sums (dpo, ipo, kto, ...)"
-        ]
-    return []
+        )
+    if method.needs_live_reference and reference.distribution is None:
+        asked = ", ".join(name for name in method.inputs if INPUTS[name].live)
+        problems.append(
+            f"reference.mode: {method.name} compares whole next-token distributions ({asked}), but this reference only "
+            "tells the log-probabilities of the data's tokens. Use reference.mode=live with reference.source=policy, "
+            "or with a model of the same tokenizer"
+        )
+    return problems
+
+
+def _distribution(policy, variables, rows: Rows) -> Distribution:
+    variables = jax.lax.stop_gradient(variables)
+    return Distribution(policy.hidden(variables, rows), policy.head(variables), policy.soft_cap)
 
 
 def _scored(policy, variables, rows: Rows) -> ReferenceLogps:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxalign.logprobs import TokenScores, completion_sums, token_scores
+from jaxalign.logprobs import Distribution, TokenScores, completion_sums, token_scores
 from jaxalign.types import Rows, Variables
 
 
@@ -22,23 +23,36 @@ class Scores(NamedTuple):
     sums: Float[Array, "R E K"]
 
 
-def score(policy: Any, variables: Variables, rows: Rows, *, statistics: bool = False) -> Scores:
+def score(
+    policy: Any,
+    variables: Variables,
+    rows: Rows,
+    *,
+    hidden: Float[Array, "R T D"] | None = None,
+    statistics: Collection[str] = (),
+    entropy_gradient: bool = False,
+    reference: Distribution | None = None,
+) -> Scores:
     """Runs the policy over the rows and scores their completions.
 
     Args:
       policy: a `jaxalign.models.policy.Policy`.
       variables: its variables.
       rows: the batch.
-      statistics: also the per-token entropy, correctness and mean logit.
+      hidden: the policy's states of these rows, where they are known already.
+      statistics: as for `jaxalign.logprobs.token_scores`.
+      entropy_gradient: likewise.
+      reference: likewise.
     """
-    hidden = policy.hidden(variables, rows)
     tokens = token_scores(
-        hidden,
+        policy.hidden(variables, rows) if hidden is None else hidden,
         policy.head(variables),
         rows.score_source,
         rows.score_target,
         soft_cap=policy.soft_cap,
         statistics=statistics,
+        entropy_gradient=entropy_gradient,
+        reference=reference,
     )
     return Scores(tokens, sum_completions(tokens.logps, rows))
 
@@ -51,3 +65,24 @@ def sum_completions(values: Float[Array, "R S"], rows: Rows) -> Float[Array, "R 
 def completion_lengths(rows: Rows) -> Float[Array, "R E K"]:
     """Scored tokens of each completion."""
     return sum_completions(jnp.ones(rows.score_slot.shape, jnp.float32), rows)
+
+
+def by_completion(values: Array, lengths: Float[Array, "R E K"], empty: float = 0) -> Array:
+    """Per-token values, completion by completion: ``[R, S, ...] -> [R, E, K, S, ...]``, `empty` behind the last token.
+
+    The scored slots of a row hold its completions one after another, so each is a slice, and S is room for any.
+
+    Args:
+      values: per scored token.
+      lengths: from `completion_lengths`.
+      empty: what stands where a completion has no token.
+    """
+    rows, scored = values.shape[:2]
+    counts = lengths.reshape(rows, -1).astype(jnp.int32)
+    starts = jnp.cumsum(counts, axis=1) - counts
+    index = jnp.arange(scored)
+    place = jnp.minimum(starts[..., None] + index, scored - 1)
+    taken = jnp.take_along_axis(values, place.reshape(rows, -1, *[1] * (values.ndim - 2)), axis=1)
+    taken = taken.reshape(*lengths.shape, scored, *values.shape[2:])
+    there = (index < counts[..., None]).reshape(*lengths.shape, scored, *[1] * (values.ndim - 2))
+    return jnp.where(there, taken, jnp.asarray(empty, values.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -28,8 +29,8 @@ class TrainState:
       trainable: the trained variables, float32 master weights.
       opt_state: the optimizer's.
       reference: a moving reference's variables; empty for the others.
-      method_state: running statistics of a method; empty, since no method keeps any yet.
-      rng: key for methods that draw at random, of which there is none yet; carried unchanged.
+      method_state: a method's running statistics, scalars by name; empty for most.
+      rng: key data of the run; a step folds its number into it, so it never changes.
     """
 
     step: Int[Array, ""]
@@ -72,6 +73,7 @@ def create_state(
     optimizer: optax.GradientTransformation,
     reference: Reference,
     seed: int,
+    method_state: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[TrainState, Any]:
     """The state at step 0, and the variables that are not trained.
 
@@ -83,7 +85,7 @@ def create_state(
         trainable=trained,
         opt_state=optimizer.init(trained),
         reference=reference.init(variables),
-        method_state={},
+        method_state={name: jnp.asarray(value, jnp.float32) for name, value in method_state.items()},
         rng=jax.random.key_data(jax.random.key(seed)),
     )
     return state, untrained

@@ -15,12 +15,15 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from jaxalign.methods import Layout, Method
-from jaxalign.training.inputs import mean_lengths, objective_inputs
+from jaxalign.training.inputs import example_keys, mean_lengths, objective_inputs
+from jaxalign.training.readings import by_example, read, sums
 from jaxalign.training.references import Reference
-from jaxalign.training.scoring import completion_lengths, score
+from jaxalign.training.scoring import completion_lengths
 from jaxalign.training.state import Frozen, TrainState
 from jaxalign.training.trainable import Trainable
 from jaxalign.types import Rows, Weighted
+
+METRIC_STATISTICS = ("entropy", "correct", "mean_logit")
 
 Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 """Metrics on their way up: name -> (weighted sum, weight)."""
@@ -34,7 +37,8 @@ class StepOutput:
     Attributes:
       metrics: name -> (weighted sum, weight) over the global batch; the mean is their ratio.
       finite: False when the loss, the gradient's norm or the update's norm is not.
-      policy_sums: summed log-probability of each completion under the policy before the update, ``[R, E, K]``.
+      policy_sums: summed log-probability of each completion under the policy before the update, ``[R, E, K]``; zeros
+        for a method that reads none.
       reference_sums: the same under the reference.
     """
 
@@ -61,7 +65,7 @@ def make_train_step(
 
     A method whose loss couples the examples of a batch (KTO's KL estimate) gets the statistics of the whole batch
     also under micro-batches: the completions of all of them are scored first, the loss and its gradient with respect
-    to their log-probabilities are taken over the whole batch, and a second pass carries that gradient to the weights.
+    to what was scored are taken over the whole batch, and a second pass carries that gradient to the weights.
 
     Args:
       policy: the policy's functions.
@@ -76,82 +80,85 @@ def make_train_step(
       pin_gradients: constrains the gradients to the parameters' shardings; without it FSDP gathers them.
     """
     paired = method.layout is Layout.PAIRED
+    wanted = METRIC_STATISTICS if statistics else ()
 
-    def batch_loss(policy_sums, reference_sums, lengths, rows, means):
+    def batch_loss(carried, rest, rows, context):
+        means, state, keys = context
+        fixed, theirs = rest
         inputs = objective_inputs(
             method,
-            policy_sums=policy_sums,
-            reference_sums=reference_sums,
-            lengths=lengths,
+            by_example(method, carried, fixed, theirs, rows),
+            lengths=completion_lengths(rows),
             columns=rows.columns,
             example_mask=rows.example_mask,
             mean_lengths=means,
+            state=state,
+            keys=None if keys is None else example_keys(*keys, rows.columns["example_id"]),
         )
         output = method.objective(**inputs, **options)
         mask = rows.example_mask.reshape(-1)
         weights = jnp.where(mask, output.weights, 0.0)
         total = jnp.sum(jnp.where(mask, output.losses, 0.0) * weights)
-        sums = {"loss": (jax.lax.stop_gradient(total), weights.sum())}
+        metrics = {"loss": (jax.lax.stop_gradient(total), weights.sum())}
         for name, value in output.metrics.items():
             values, counts = value if isinstance(value, Weighted) else (value, jnp.ones_like(value))
             counts = jnp.where(mask, counts, 0.0)
-            sums[name] = (jnp.sum(jnp.where(counts != 0, values, 0.0) * counts), counts.sum())
-        return total, jax.lax.stop_gradient(sums)
+            metrics[name] = (jnp.sum(jnp.where(counts != 0, values, 0.0) * counts), counts.sum())
+        return total, jax.lax.stop_gradient((metrics, output.state))
 
-    def scored(params, frozen, rows):
-        scores = score(policy, trainable.join(params, frozen["policy"]), rows, statistics=statistics)
-        return scores.sums, jax.lax.stop_gradient(_token_metrics(scores.tokens, rows, paired) if statistics else {})
+    def reading(params, state, frozen, rows):
+        """What carries a gradient, and: what carries none, the sums to report, the token metrics."""
+        variables = trainable.join(params, frozen["policy"])
+        found = read(policy, variables, method, reference, state.reference, frozen, rows, wanted)
+        reported = jax.lax.stop_gradient(sums(found.policy, rows)), found.reference.sums
+        token_metrics = _token_metrics(found.tokens, rows, paired) if statistics and found.tokens is not None else {}
+        return found.policy, ((found.fixed, found.reference), reported, token_metrics)
 
-    def part_loss(params, state, frozen, rows, means):
-        sums, token_metrics = scored(params, frozen, rows)
-        reference_sums = reference.logps(state.reference, frozen, rows).sums
-        total, metrics = batch_loss(sums, reference_sums, completion_lengths(rows), rows, means)
-        return total, (metrics | token_metrics, jax.lax.stop_gradient(sums), reference_sums)
+    def part_loss(params, state, frozen, rows, context):
+        carried, (rest, reported, token_metrics) = reading(params, state, frozen, rows)
+        total, (metrics, method_state) = batch_loss(carried, rest, rows, context)
+        return total, (metrics | token_metrics, reported, method_state)
 
-    def whole(state, frozen, rows, means):
+    def whole(state, frozen, rows, context):
         """All rows at once."""
-        gradients, (metrics, sums, reference_sums) = jax.grad(part_loss, has_aux=True)(
-            state.trainable, state, frozen, rows, means
-        )
-        return gradients, metrics, sums, reference_sums
+        gradients, found = jax.grad(part_loss, has_aux=True)(state.trainable, state, frozen, rows, context)
+        return gradients, *found
 
-    def in_parts(state, frozen, rows, means):
+    def in_parts(state, frozen, rows, context):
         """Micro-batch after micro-batch; the examples do not see each other."""
         parts = _fold(rows, microbatches)
 
         def one(carry, part):
-            gradients, metrics, sums, reference_sums = whole(state, frozen, part, means)
-            return jax.tree.map(jnp.add, carry, (pin_gradients(gradients), metrics)), (sums, reference_sums)
+            gradients, metrics, reported, _ = whole(state, frozen, part, context)
+            return jax.tree.map(jnp.add, carry, (pin_gradients(gradients), metrics)), reported
 
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(whole, state, frozen, first, means)
+        shapes = jax.eval_shape(whole, state, frozen, first, context)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
-        (gradients, metrics), per_example = jax.lax.scan(one, zeros, parts)
-        return gradients, metrics, *map(_unfold, per_example)
+        (gradients, metrics), reported = jax.lax.scan(one, zeros, parts)
+        return gradients, metrics, _unfold(reported), None
 
-    def in_two_passes(state, frozen, rows, means):
-        """Score every micro-batch, take the loss over the whole batch, then carry its gradient back."""
+    def in_two_passes(state, frozen, rows, context):
+        """Read every micro-batch, take the loss over the whole batch, then carry its gradient back."""
         parts = _fold(rows, microbatches)
 
         def forward(_, part):
-            sums, token_metrics = scored(state.trainable, frozen, part)
-            return None, (sums, token_metrics, reference.logps(state.reference, frozen, part).sums)
+            return None, reading(state.trainable, state, frozen, part)
 
-        _, (sums, token_metrics, reference_sums) = jax.lax.scan(forward, None, parts)
+        _, (carried, (rest, reported, token_metrics)) = jax.lax.scan(forward, None, parts)
         token_metrics = jax.tree.map(lambda x: x.sum(0), token_metrics)
-        sums, reference_sums = _unfold(sums), _unfold(reference_sums)
-        cotangents, metrics = jax.grad(batch_loss, has_aux=True)(
-            sums, reference_sums, completion_lengths(rows), rows, means
+        cotangents, (metrics, method_state) = jax.grad(batch_loss, has_aux=True)(
+            _unfold(carried), _unfold(rest), rows, context
         )
 
         def backward(carry, inputs):
             part, cotangent = inputs
-            _, pull = jax.vjp(lambda params: scored(params, frozen, part)[0], state.trainable)
+            _, pull = jax.vjp(lambda params: reading(params, state, frozen, part)[0], state.trainable)
             return jax.tree.map(jnp.add, carry, pin_gradients(pull(cotangent)[0])), None
 
         zeros = jax.tree.map(jnp.zeros_like, state.trainable)
         gradients, _ = jax.lax.scan(backward, zeros, (parts, _fold(cotangents, microbatches)))
-        return gradients, metrics | token_metrics, sums, reference_sums
+        return gradients, metrics | token_metrics, _unfold(reported), method_state
 
     if microbatches == 1:
         gradients_of = whole
@@ -159,8 +166,12 @@ def make_train_step(
         gradients_of = in_two_passes if method.batch_coupled else in_parts
 
     def step(state: TrainState, frozen: Frozen, rows: Rows) -> tuple[TrainState, StepOutput]:
-        means = mean_lengths(completion_lengths(rows), rows.example_mask)
-        gradients, metrics, sums, reference_sums = gradients_of(state, frozen, rows, means)
+        context = (
+            mean_lengths(completion_lengths(rows), rows.example_mask),
+            state.method_state,
+            (state.rng, state.step) if "keys" in method.inputs else None,
+        )
+        gradients, metrics, (policy_sums, reference_sums), method_state = gradients_of(state, frozen, rows, context)
         total, weight = metrics["loss"]
         gradients = pin_gradients(jax.tree.map(lambda g: g / weight, gradients))
         norm = optax.tree.norm(gradients)
@@ -176,11 +187,11 @@ def make_train_step(
             trainable=params,
             opt_state=opt_state,
             reference=reference.update(state.reference, trainable.join(params, frozen["policy"]), count),
-            method_state=state.method_state,
+            method_state=state.method_state if method_state is None else method_state,
             rng=state.rng,
         )
         finite = jnp.isfinite(total / weight) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-        return next_state, StepOutput(metrics, finite, sums, reference_sums)
+        return next_state, StepOutput(metrics, finite, policy_sums, reference_sums)
 
     return step
 

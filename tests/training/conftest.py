@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxalign.build.data import column_names, is_mismatched
 from jaxalign.data.pipeline import OrderedBatches, Packer
 from jaxalign.data.records import Example, ExampleSet
 from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
@@ -18,7 +19,6 @@ from jaxalign.methods import METHODS, Layout
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
 from jaxalign.training import references
-from jaxalign.training.inputs import COMPLETIONS
 from jaxalign.training.mesh import make_mesh
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_train_step
@@ -95,15 +95,14 @@ def one_step(
 ) -> Outcome:
     """Takes one SGD step over all the examples and says what came out."""
     method = METHODS[method_name]
-    mismatched = method.batch_coupled and max(COMPLETIONS[method.layout]) == 2 and method.layout is Layout.UNPAIRED
+    mismatched = is_mismatched(method)
     batches = OrderedBatches(examples, batch_size=len(examples), mismatched=mismatched, seed=11)
     tokens, scored = map(np.array, batches.sizes(0))
     plan = plan or make_mesh(devices=jax.devices()[:1])
     multiple = plan.batch_size * microbatches
     shape = shape or choose_shape(tokens, scored, examples.completions + mismatched, len(examples))
     counts = choose_row_counts([len(plan_rows(tokens.tolist(), scored.tolist(), shape).rows)], multiple)
-    names = ("desirable",) if method.layout is Layout.UNPAIRED else ()
-    packer = Packer(shape, (row_count,) if row_count else counts, multiple, column_names=names)
+    packer = Packer(shape, (row_count,) if row_count else counts, multiple, column_names=column_names(method, ()))
     batch = packer(batches(0))
 
     optimizer = optax.sgd(1.0)
@@ -111,7 +110,7 @@ def one_step(
     trained, reference_variables = variables
     shardings = plan.tree_shardings(policy.axes(), policy.abstract())
     trained, reference_variables = jax.device_put((trained, reference_variables), (shardings, shardings))
-    state, untrained = create_state(trained, full(), optimizer, reference, seed=0)
+    state, untrained = create_state(trained, full(), optimizer, reference, seed=0, method_state=method.state)
     step = make_train_step(
         policy,
         method,

@@ -52,8 +52,7 @@ def test_equals_one_forward_pass_for_each_sequence(name, policy, variables):
     def loss(params):
         inputs = objective_inputs(
             method,
-            policy_sums=sums(params),
-            reference_sums=sums(reference),
+            {"policy": sums(params), "reference": sums(reference)},
             lengths=jnp.asarray(examples.completion_lengths, jnp.float32),
             columns={},
             example_mask=jnp.ones(len(examples), bool),
