@@ -12,6 +12,7 @@ from jaxalign.objectives.terms import (
     logistic_loss,
     paired_output,
     scaled,
+    sigmoid,
 )
 from jaxalign.types import LossOutput, Pair
 
@@ -164,8 +165,8 @@ def exo(
     """
     ratios = log_ratios(policy, reference)
     h = beta * difference(ratios)
-    chosen = jax.nn.sigmoid(h) * (jax.nn.log_sigmoid(h) - jnp.log1p(-label_smoothing))
-    rejected = jax.nn.sigmoid(-h) * (jax.nn.log_sigmoid(-h) - jnp.log(label_smoothing))
+    chosen = sigmoid(h) * (jax.nn.log_sigmoid(h) - jnp.log1p(-label_smoothing))
+    rejected = sigmoid(-h) * (jax.nn.log_sigmoid(-h) - jnp.log(label_smoothing))
     return paired_output(chosen + rejected, rewards=scaled(beta, ratios), policy=policy)
 
 

@@ -72,11 +72,11 @@ def h_dpo(
       >>> round(h_dpo(policy, reference, beta=0.1, alpha=0.9).losses.item(), 4)
       0.5672
     """
+    # alpha * lp - lr, written so that what is left of two numbers that nearly cancel keeps its digits.
+    ratios, share = log_ratios(policy, reference), 1.0 - alpha
     lp = Pair(at_least_float32(policy.chosen), at_least_float32(policy.rejected))
-    lr = Pair(fixed(reference.chosen), fixed(reference.rejected))
-    # The difference of the rewards is this margin too, but loses digits where alpha * lp and lr nearly cancel.
-    losses = logistic_loss(beta * (alpha * difference(lp) - difference(lr)), label_smoothing)
-    rewards = Pair(beta * (alpha * lp.chosen - lr.chosen), beta * (alpha * lp.rejected - lr.rejected))
+    losses = logistic_loss(beta * (difference(ratios) - share * difference(lp)), label_smoothing)
+    rewards = Pair(beta * (ratios.chosen - share * lp.chosen), beta * (ratios.rejected - share * lp.rejected))
     return paired_output(losses, rewards=rewards, policy=policy)
 
 
