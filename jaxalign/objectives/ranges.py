@@ -6,6 +6,7 @@ from jaxalign.ranges import Range
 
 Positive = Annotated[float, Range(gt=0.0)]
 NonNegative = Annotated[float, Range(ge=0.0)]
+Fraction = Annotated[float, Range(ge=0.0, le=1.0)]
 Smoothing = Annotated[float, Range(ge=0.0, lt=0.5)]
 """The assumed share of flipped labels; at one half the labels would say nothing."""
 PositiveSmoothing = Annotated[float, Range(gt=0.0, lt=0.5)]
