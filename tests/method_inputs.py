@@ -16,11 +16,16 @@ K = 4  # completions of a ranking
 N = 9  # most tokens of a completion
 M = 2  # damaged completions
 
+# Where a ranking has a completion: example 2 has three, example 5 has two, and gaps may be anywhere.
+EXISTS = np.ones((B, K), bool)
+EXISTS[2, 1] = EXISTS[5, 0] = EXISTS[5, 3] = False
+
 
 def make_inputs(method: Method, *, seed: int = 0, low: float = -60.0, high: float = -5.0) -> dict[str, Any]:
     """What the method asks for, shaped as its layout says; summed log-probabilities lie between `low` and `high`.
 
-    Values of one name are the same whatever else the method asks for.
+    Values of one name are the same whatever else the method asks for. Some rankings have fewer than K completions:
+    where `EXISTS` is False, all is 0.
     """
     return {name: _input(method, name, seed, low, high) for name in method.inputs}
 
@@ -63,6 +68,8 @@ def _input(method: Method, name: str, seed: int, low: float, high: float) -> Any
     known = INPUTS[name]
     rng = np.random.default_rng([seed, *name.encode()])
     lengths = np.random.default_rng([seed, 1]).integers(1, N, (B, K)).astype(np.float32)
+    if method.layout is Layout.RANKED:
+        lengths = lengths * EXISTS
     if name == "mean_lengths":
         return jax.tree.map(jnp.mean, _structure(method, lengths))
     if name == "state":
@@ -109,7 +116,8 @@ def _input(method: Method, name: str, seed: int, low: float, high: float) -> Any
 
 
 def _structure(method: Method, values: np.ndarray) -> Any:
+    if method.layout is Layout.RANKED:
+        exists = EXISTS.reshape(B, K, *[1] * (values.ndim - 2))
+        return jnp.asarray(np.where(exists, values, np.zeros((), values.dtype)))
     values = jnp.asarray(values)
-    if method.layout is Layout.PAIRED:
-        return Pair(values[:, 0], values[:, 1])
-    return values if method.layout is Layout.RANKED else values[:, 0]
+    return Pair(values[:, 0], values[:, 1]) if method.layout is Layout.PAIRED else values[:, 0]

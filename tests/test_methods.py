@@ -16,7 +16,7 @@ import pytest
 from jaxalign.method_text import describe, table
 from jaxalign.methods import INPUTS, METHODS, Layout, Method
 from jaxalign.types import LossOutput, Weighted
-from tests.method_inputs import B, fill, make_inputs, take, trained
+from tests.method_inputs import EXISTS, B, K, fill, make_inputs, take, trained
 
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -189,10 +189,61 @@ def test_unpaired_metrics_count_their_own_kind(method):
             np.testing.assert_array_equal(value.weights == 1, inputs["desirable"] == name.endswith("chosen"))
 
 
+each_ranked = pytest.mark.parametrize(
+    "method", [m for m in METHODS.values() if m.layout is Layout.RANKED], ids=lambda m: m.name
+)
+
+
+def per_completion(inputs: dict, change) -> dict:
+    """The inputs with `change` made to each that there is one of for every completion."""
+    return {
+        name: change(name, value) if INPUTS[name].per in ("completion", "token") else value
+        for name, value in inputs.items()
+    }
+
+
+@each_ranked
+def test_the_order_of_completions_does_not_matter(method):
+    inputs = make_inputs(method)
+    order = np.stack([np.random.default_rng(i).permutation(K) for i in range(B)])
+    rows = np.arange(B)[:, None]
+    shuffled = per_completion(inputs, lambda _, value: value[rows, order])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        flat(method.loss(shuffled)),
+        flat(method.loss(inputs)),
+    )
+
+
+@each_ranked
+def test_absent_completions_count_nothing(method):
+    """Whatever stands where a completion has no length, and however many of them there are."""
+    inputs = make_inputs(method)
+    poisoned = per_completion(
+        inputs, lambda name, value: jnp.where(EXISTS, value, 0.0 if name == "lengths" else -777.0)
+    )
+    longer = per_completion(inputs, lambda _, value: jnp.concatenate([value, jnp.zeros_like(value)], 1))
+    short = jnp.asarray([5])
+    shorter = per_completion(take(method, inputs, short), lambda _, value: value[:, EXISTS[5]])
+    rest = take(method, inputs, short)
+    for given, expected in ((poisoned, inputs), (longer, inputs), (shorter, rest)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+            flat(method.loss(given)),
+            flat(method.loss(expected)),
+        )
+    gradient = jax.grad(lambda p: mean_loss(method, poisoned | p))(trained(method, poisoned))
+    for leaf in jax.tree.leaves(gradient):
+        assert (leaf[~EXISTS] == 0).all()
+
+
 OTHER_DIRECTIONS: typing.Final = {
+    "nll": "it does not look at the rejected completion",
     "discopop": "its loss rises with the margin between h = -0.119 and 0.072, by design of the paper",
     "apo_down": "it pushes both completions down; where it starts, the chosen one's two terms just cancel",
     "sppo_soft": "a chosen completion that wins less than half of its comparisons is pushed down",
+    "sppo_ranked": "likewise: each completion has a target of its own",
+    "slic_hf": "a pair whose margin is reached leaves the rejected completion alone",
     "beta_dpo": "a pair that the draw drops has no gradient",
 }
 """Method -> why it does not push up every wanted completion and down every unwanted one where it starts."""
@@ -215,7 +266,9 @@ def test_more_evidence_for_the_chosen_lowers_the_loss(method):
         assert (gradient.chosen < 0).all()
         assert (gradient.rejected > 0).all()
     elif method.layout is Layout.RANKED:
-        best, worst = inputs["scores"].argmax(1), inputs["scores"].argmin(1)
+        exists = inputs["lengths"] > 0
+        best = jnp.where(exists, inputs["scores"], -jnp.inf).argmax(1)
+        worst = jnp.where(exists, inputs["scores"], jnp.inf).argmin(1)
         assert (jnp.take_along_axis(gradient, best[:, None], 1) < 0).all()
         assert (jnp.take_along_axis(gradient, worst[:, None], 1) >= 0).all()
     else:
