@@ -137,8 +137,7 @@ def exo(
     where those of DPO have the most.
 
     The value is TRL's for ``loss_type="exo_pair"``, whose own default of ``label_smoothing``, 0, is refused there.
-    The authors' code takes ``log e = -10`` (``label_smoothing=4.54e-5``) and leaves out ``log(1 - e)``, a difference
-    of 4.5e-5.
+    The authors' code takes ``log e = -10``, that is ``label_smoothing=4.54e-5``.
 
     Args:
       policy: summed log-probabilities of the two completions, nats, ``[B]`` each.

@@ -23,6 +23,10 @@ def dpo(
     log-likelihood of the preference. A larger `beta` holds the policy nearer to the reference. Where policy and
     reference agree, the loss is ``ln 2`` whatever the options.
 
+    Given means per token in place of sums it is length-normalised DPO, the row ``dpo_norm`` of the table and TRL's
+    ``loss_type="sigmoid_norm"``. There `beta` is per (nat per token), and larger: training scripts of OLMo have 5, and
+    so has, from memory, Tulu 3 (arXiv 2411.15124). The default is that of sums.
+
     Args:
       policy: summed log-probabilities of the two completions, nats, ``[B]`` each.
       reference: the same of the reference policy; no gradient flows into it.

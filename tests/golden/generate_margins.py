@@ -1,4 +1,4 @@
-"""Writes the golden values of the objectives of one margin: ``python tests/golden/generate_margins.py [method ...]``."""
+"""Writes the golden values of functions of one margin: ``python tests/golden/generate_margins.py [method ...]``."""
 
 from __future__ import annotations
 
