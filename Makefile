@@ -3,6 +3,7 @@
 #   make test    the tests that need no torch
 #   make judge   the tests that compare with torch and transformers
 #   make check   lint + types + imports + shell
+#   make docs    write the pages of the methods and the table in README.md
 # PYTHON=python3.12 picks an interpreter, VENV=path another environment, JOBS=4 more test processes.
 
 VENV ?= .venv
@@ -17,7 +18,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	&& { echo $$python; break; }; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo test judge check lint types imports shell format wheel clean
+.PHONY: demo test judge check lint types imports shell format docs wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -47,6 +48,9 @@ shell: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed
+	JAX_PLATFORMS=cpu $(BIN)/python docs/generate.py
 
 wheel: $(VENV)/.made
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

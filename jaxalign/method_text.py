@@ -168,7 +168,7 @@ def describe(method: Method, *, width: int = WIDTH) -> str:
     text = read_docstring(method.objective)
     meanings = text.items("Args")
     lines = [
-        f"{method.name}: {method.summary}",
+        f"{method.name}: {in_one_line(method)}",
         "",
         *(f"{name:<11}{value}" for name, value in facts(method).items()),
         "",
@@ -193,6 +193,15 @@ def describe(method: Method, *, width: int = WIDTH) -> str:
         *_section(text, "References", "sources", width),
     ]
     return "\n".join(lines).rstrip().replace("``", "`")
+
+
+def in_one_line(method: Method) -> str:
+    """The summary of a method; for a row that gives another row's objective other numbers, also which."""
+    name = getattr(method.objective, "__name__", method.name)
+    if name == method.name or sum(row.objective is method.objective for row in METHODS.values()) < 2:
+        return method.summary
+    form = {Logps.SUM: "sums over tokens", Logps.MEAN: "means over tokens", Logps.TOKEN: "single tokens"}
+    return f"{method.summary.rstrip('.')}; the objective `{name}` on {form[method.logps]}."
 
 
 def facts(method: Method) -> dict[str, str]:

@@ -4,13 +4,16 @@ import re
 from pathlib import Path
 
 from jaxalign.cli import help as texts
-from jaxalign.method_text import table
+from jaxalign.method_text import grouped
+from jaxalign.methods import METHODS
 
 
-def test_table_of_methods(repository: Path):
-    shown = re.search(r"compares\. -->\n```\n(.*?)\n```", (repository / "README.md").read_text(), re.DOTALL)
-    assert shown is not None
-    assert shown[1] == table().rstrip("\n")
+def test_every_method_is_listed(repository: Path):
+    """In order, and with its page. That the table is fresh, tests/test_docs.py tells."""
+    shown = (repository / "README.md").read_text().partition("<!-- methods:")[2].partition("<!-- end of methods -->")[0]
+    listed = re.findall(r"^\| \[(.+?)\]\(docs/methods/(.+?)\.md\) \|", shown, re.MULTILINE)
+    assert listed == [(method.name, method.name) for _, methods in grouped() for method in methods]
+    assert sorted(METHODS) == sorted(name for name, _ in listed)
 
 
 def test_every_verb_is_listed(repository: Path):
