@@ -12,11 +12,13 @@ A case holds ``inputs`` by name (pairs as ``{"chosen": [...], "rejected": [...]}
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import random
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,30 +264,36 @@ def mean_loss(out: dict) -> float:
 
 
 def gradient(out: dict) -> Any:
-    """Of the weighted mean; a pair's two columns apart."""
+    """Of the weighted mean; a pair's two columns (tuples) apart, a ranking's completions (lists) together."""
+    total = sum(out["weights"])
+    if isinstance(out["slopes"][0], list):
+        rows = zip(out["weights"], out["slopes"], strict=True)
+        return [[w * slope / total for slope in slopes] for w, slopes in rows]
     scaled = [
-        [w * slope / sum(out["weights"]) for slope in (slopes if isinstance(slopes, tuple) else (slopes,))]
+        [w * slope / total for slope in (slopes if isinstance(slopes, tuple) else (slopes,))]
         for w, slopes in zip(out["weights"], out["slopes"], strict=True)
     ]
     transposed = [list(column) for column in zip(*scaled, strict=True)]
     return transposed[0] if len(transposed) == 1 else dict(zip(("chosen", "rejected"), transposed, strict=True))
 
 
-def check_gradient(formula: Callable, inputs: dict, options: dict) -> None:
+def check_gradient(formula: Callable, inputs: dict, options: dict, method: str) -> None:
     """Compares the derivative by hand with a central difference, coordinate by coordinate."""
     by_hand = gradient(formula(inputs, options))
-    sides = ("chosen", "rejected") if isinstance(by_hand, dict) else (None,)
-    for side in sides:
-        expected = by_hand if side is None else by_hand[side]
+    if isinstance(by_hand, dict):
+        rows = list(by_hand.items())
+    else:
+        rows = list(enumerate(by_hand)) if isinstance(by_hand[0], list) else [(None, by_hand)]
+    for row, expected in rows:
         for i in range(len(expected)):
             values = []
             for sign in (1, -1):
                 moved = json.loads(json.dumps(inputs))
-                (moved["policy"] if side is None else moved["policy"][side])[i] += sign * STEP
+                (moved["policy"] if row is None else moved["policy"][row])[i] += sign * STEP
                 values.append(mean_loss(formula(moved, options)))
             numeric = (values[0] - values[1]) / (2 * STEP)
             if abs(numeric - expected[i]) > 1e-6 * max(1.0, abs(numeric)):
-                raise AssertionError(f"{formula.__name__}, {side} {i}: by hand {expected[i]}, numeric {numeric}")
+                raise AssertionError(f"{method}, {row} {i}: by hand {expected[i]}, numeric {numeric}")
 
 
 FORMULAS = {function.__name__: function for function in (sft, dpo, ipo, cpo, simpo, kto)}
@@ -296,17 +304,19 @@ def write(folder: Path, formulas: dict[str, Callable], cases: Callable, names: S
 
     Args:
       folder: where to.
-      formulas: by method.
+      formulas: by method. One with a parameter ``at`` takes what carries no gradient from those inputs.
       cases: method -> (name, inputs, options) of each case.
       names: the methods.
-      kinks: names of cases at a kink of their formula, where a central difference says nothing.
+      kinks: cases, or (method, case), at a kink of the formula, where a central difference says nothing.
     """
     for method in names or formulas:
+        formula = formulas[method]
         written = []
         for name, inputs, options in cases(method):
-            out = formulas[method](inputs, options)
-            if name not in kinks:
-                check_gradient(formulas[method], inputs, options)
+            out = formula(inputs, options)
+            if name not in kinks and (method, name) not in kinks:
+                detaches = "at" in inspect.signature(formula).parameters
+                check_gradient(partial(formula, at=inputs) if detaches else formula, inputs, options, method)
             state = {"state": out["state"]} if "state" in out else {}
             written.append(
                 {
