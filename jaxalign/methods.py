@@ -72,6 +72,26 @@ METHODS: Mapping[str, Method] = _table(
     Method("rrhf", objectives.rrhf, Layout.RANKED, Logps.MEAN, paper="arXiv 2304.05302"),
     Method("tpo", objectives.tpo, Layout.RANKED, paper="arXiv 2405.16681"),
     Method("tpo_l", objectives.tpo_l, Layout.RANKED, Logps.MEAN, paper="arXiv 2405.16681"),
+    # batch coupled: the loss of a pair depends on the others
+    Method("aot", objectives.aot, Layout.PAIRED, batch_coupled=True, paper="arXiv 2406.05882"),
+    Method("aot_unpaired", objectives.aot_unpaired, Layout.PAIRED, batch_coupled=True, paper="arXiv 2406.05882"),
+    Method(
+        "beta_dpo",
+        objectives.beta_dpo,
+        Layout.PAIRED,
+        batch_coupled=True,
+        state={"mean": 0.0, "std": 0.0},
+        paper="arXiv 2407.08639",
+    ),
+    Method(
+        "bco_pair",
+        objectives.bco_pair,
+        Layout.PAIRED,
+        batch_coupled=True,
+        state={"mean": 0.0, "count": 0.0},
+        paper="arXiv 2404.04656",
+    ),
+    Method("kto_pair", objectives.kto_pair, Layout.PAIRED, batch_coupled=True, paper="arXiv 2402.01306"),
 )
 
 

@@ -9,6 +9,7 @@ reference's, both summed over the completion's scored tokens (nats); ``avg.lp`` 
 the number of tokens; ``w`` and ``l`` mark the chosen and the rejected completion; ``rho = lp - lr``.
 """
 
+from jaxalign.objectives.batch_coupled import aot, aot_unpaired, bco_pair, beta_dpo, kto_pair
 from jaxalign.objectives.margins import discopop, exo, probability, robust_dpo, rso
 from jaxalign.objectives.odds import asft, asft_tempered, orpo
 from jaxalign.objectives.paired import dpo, ipo
@@ -24,10 +25,14 @@ from jaxalign.objectives.unpaired import kto
 __all__ = [
     "Range",
     "alphapo",
+    "aot",
+    "aot_unpaired",
     "apo_down",
     "apo_zero",
     "asft",
     "asft_tempered",
+    "bco_pair",
+    "beta_dpo",
     "cal_dpo",
     "chi_po",
     "cpo",
@@ -42,6 +47,7 @@ __all__ = [
     "info_nca",
     "ipo",
     "kto",
+    "kto_pair",
     "nca",
     "nca_pair",
     "orpo",

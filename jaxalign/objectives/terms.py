@@ -1,5 +1,6 @@
 """The pieces that objectives share: precision, log-ratios, the logistic loss, NLL normalisation, paired metrics."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import jax
@@ -74,6 +75,23 @@ def masked_mean(values: Float[Array, " B"], mask: Bool[Array, " B"] | Float[Arra
     return counted.sum() / jnp.maximum(mask.astype(counted.dtype).sum(), 1.0)
 
 
+def present(example_mask: Bool[Array, " B"] | None, values: Float[Array, " B"]) -> Bool[Array, " B"]:
+    """The example mask as bool, ``[B]``; True everywhere if there is none."""
+    return jnp.ones(values.shape, bool) if example_mask is None else jnp.asarray(example_mask).astype(bool)
+
+
+def running_mean(
+    state: Mapping[str, Float[Array, ""]], values: Float[Array, " B"], mask: Bool[Array, " B"]
+) -> dict[str, Float[Array, ""]]:
+    """The state ``{"mean", "count"}`` after this batch: the mean of all values so far, each counting the same.
+
+    It carries no gradient. Values outside the mask may be anything.
+    """
+    mean, count, added = fixed(state["mean"]), fixed(state["count"]), mask.sum().astype(jnp.float32)
+    total = count + added
+    return {"mean": mean + (masked_mean(fixed(values), mask) - mean) * added / jnp.maximum(total, 1.0), "count": total}
+
+
 def negative_log_likelihood(
     policy: Float[Array, " B"],
     lengths: Float[Array, " B"],
@@ -109,7 +127,7 @@ def paired_output(
     losses: Float[Array, " B"],
     *,
     rewards: Pairs,
-    policy: Pairs,
+    policy: Pairs | None,
     **metrics: Float[Array, " B"],
 ) -> LossOutput:
     """Pairs count equally; the metrics are those of a preference pair under TRL's names, with no gradient.
@@ -117,7 +135,8 @@ def paired_output(
     Args:
       losses: ``[B]``.
       rewards: the method's implicit rewards, ``[B]`` each.
-      policy: the policy's log-probabilities as the method got them (sums or token means), ``[B]`` each.
+      policy: the policy's log-probabilities as the method got them (sums or token means), ``[B]`` each; None where it
+        gets none.
       **metrics: further metrics, ``[B]`` each.
 
     Returns:
@@ -126,15 +145,18 @@ def paired_output(
       itself finds the chosen completion more likely), and the further ones.
     """
     rewards = Pair(fixed(rewards.chosen), fixed(rewards.rejected))
-    policy = Pair(fixed(policy.chosen), fixed(policy.rejected))
     named = {
         "rewards/chosen": rewards.chosen,
         "rewards/rejected": rewards.rejected,
         "rewards/accuracies": (rewards.chosen > rewards.rejected).astype(losses.dtype),
         "rewards/margins": difference(rewards),
-        "logps/chosen": policy.chosen,
-        "logps/rejected": policy.rejected,
-        "policy/accuracies": (policy.chosen > policy.rejected).astype(losses.dtype),
     }
+    if policy is not None:
+        policy = Pair(fixed(policy.chosen), fixed(policy.rejected))
+        named |= {
+            "logps/chosen": policy.chosen,
+            "logps/rejected": policy.rejected,
+            "policy/accuracies": (policy.chosen > policy.rejected).astype(losses.dtype),
+        }
     named |= {name: fixed(values) for name, values in metrics.items()}
     return LossOutput(losses=losses, weights=jnp.ones_like(losses), metrics=named)

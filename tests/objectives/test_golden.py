@@ -20,9 +20,11 @@ each_case = pytest.mark.parametrize(
 
 
 def arrays(name, value):
-    """JSON to float32 (bool, int32) arrays; both sides of a dict to a Pair."""
+    """JSON to float32 (bool, int32) arrays; both sides of a dict to a Pair; seeds to keys."""
     if name == "state":
         return {key: jnp.asarray(number, jnp.float32) for key, number in value.items()}
+    if name == "keys":
+        return jax.vmap(jax.random.key)(jnp.asarray(value))
     if isinstance(value, dict):
         return Pair(arrays(name, value["chosen"]), arrays(name, value["rejected"]))
     array = np.asarray(value)
