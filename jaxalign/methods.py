@@ -92,6 +92,13 @@ METHODS: Mapping[str, Method] = _table(
         paper="arXiv 2404.04656",
     ),
     Method("kto_pair", objectives.kto_pair, Layout.PAIRED, batch_coupled=True, paper="arXiv 2402.01306"),
+    # reward_model, process_reward, self_supervised: a linear head on the policy's hidden states
+    Method("reward_model", objectives.reward_model, Layout.PAIRED, head=1, paper="arXiv 2203.02155"),
+    Method("reward_model_margin", objectives.reward_model_margin, Layout.PAIRED, head=1, paper="arXiv 2307.09288"),
+    Method("reward_model_ranked", objectives.reward_model_ranked, Layout.RANKED, head=1, paper="arXiv 2203.02155"),
+    Method("eurus_reward_model", objectives.eurus_reward_model, Layout.PAIRED, head=1, paper="arXiv 2404.02078"),
+    Method("process_reward_model", objectives.process_reward_model, Layout.SINGLE, head=2, paper="arXiv 2305.20050"),
+    Method("spo", objectives.spo, Layout.PAIRED, head="classes", paper="arXiv 2409.17791"),
 )
 
 

@@ -125,7 +125,10 @@ def parse_config(
 def checkpoint_kind(config: DecoderConfig) -> Kind:
     """What the folder that a configuration was read from has on top of the decoder; a language model if from none."""
     name = str((config.source.config.get("architectures") or [""])[0])
-    return next((kind for kind, suffix in CLASS_NAMES.items() if name.endswith(suffix)), "causal_lm")
+    for kind, suffix in CLASS_NAMES.items():
+        if name.endswith(suffix):
+            return kind
+    return "causal_lm"
 
 
 def config_json(config: DecoderConfig, *, dtype: str, kind: Kind = "causal_lm", outputs: int = 0) -> dict[str, Any]:

@@ -14,10 +14,18 @@ from jaxalign.objectives.margins import discopop, exo, probability, robust_dpo, 
 from jaxalign.objectives.odds import asft, asft_tempered, orpo
 from jaxalign.objectives.paired import dpo, ipo
 from jaxalign.objectives.pointwise import apo_down, apo_zero, cal_dpo, nca_pair, sppo, sppo_soft
+from jaxalign.objectives.process_reward import process_reward_model
 from jaxalign.objectives.ranges import Range
 from jaxalign.objectives.ranked import exo_list, info_nca, nca, plackett_luce, sppo_ranked
 from jaxalign.objectives.ranked_reference_free import rrhf, tpo, tpo_l
 from jaxalign.objectives.reference_free import alphapo, cpo, cpo_simpo, simpo, slic_hf
+from jaxalign.objectives.reward_model import (
+    eurus_reward_model,
+    reward_model,
+    reward_model_margin,
+    reward_model_ranked,
+)
+from jaxalign.objectives.self_supervised import spo
 from jaxalign.objectives.shaped import chi_po, dpop, f_dpo, h_dpo, r_dpo
 from jaxalign.objectives.supervised import sft
 from jaxalign.objectives.unpaired import kto
@@ -40,6 +48,7 @@ __all__ = [
     "discopop",
     "dpo",
     "dpop",
+    "eurus_reward_model",
     "exo",
     "exo_list",
     "f_dpo",
@@ -53,13 +62,18 @@ __all__ = [
     "orpo",
     "plackett_luce",
     "probability",
+    "process_reward_model",
     "r_dpo",
+    "reward_model",
+    "reward_model_margin",
+    "reward_model_ranked",
     "robust_dpo",
     "rrhf",
     "rso",
     "sft",
     "simpo",
     "slic_hf",
+    "spo",
     "sppo",
     "sppo_ranked",
     "sppo_soft",

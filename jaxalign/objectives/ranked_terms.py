@@ -71,7 +71,7 @@ def ranked_output(
     losses: Float[Array, " B"],
     *,
     rewards: Float[Array, "B K"],
-    policy: Float[Array, "B K"],
+    policy: Float[Array, "B K"] | None,
     scores: Float[Array, "B K"],
     exists: Bool[Array, "B K"],
     **metrics: Float[Array, " B"],
@@ -81,7 +81,8 @@ def ranked_output(
     Args:
       losses: ``[B]``.
       rewards: the method's implicit rewards, ``[B, K]``.
-      policy: the policy's log-probabilities as the method got them (sums or token means), ``[B, K]``.
+      policy: the policy's log-probabilities as the method got them (sums or token means), ``[B, K]``; None where it
+        gets none.
       scores: what orders the completions, ``[B, K]``.
       exists: where there is a completion, ``[B, K]``.
       **metrics: further metrics, ``[B]`` each.
@@ -92,18 +93,19 @@ def ranked_output(
       ``rewards/accuracies``, the share of the example's differently scored pairs that the rewards order alike (an
       example without such a pair does not count; a tie of rewards is wrong); and the further ones. No gradient.
     """
-    rewards, policy = fixed(rewards), fixed(policy)
+    rewards = fixed(rewards)
     top, bottom, ordered = best(scores, exists), worst(scores, exists), beats(scores, exists)
     pairs = ordered.sum((1, 2)).astype(losses.dtype)
     right = (ordered & (rewards[:, :, None] > rewards[:, None, :])).sum((1, 2)).astype(losses.dtype)
     chosen, rejected = mean_over(rewards, top), mean_over(rewards, bottom)
-    named = {
+    named: dict[str, Float[Array, " B"] | Weighted] = {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/accuracies": Weighted(right / jnp.maximum(pairs, 1.0), (pairs > 0).astype(losses.dtype)),
         "rewards/margins": chosen - rejected,
-        "logps/chosen": mean_over(policy, top),
-        "logps/rejected": mean_over(policy, bottom),
     }
+    if policy is not None:
+        policy = fixed(policy)
+        named |= {"logps/chosen": mean_over(policy, top), "logps/rejected": mean_over(policy, bottom)}
     named |= {name: fixed(values) for name, values in metrics.items()}
     return LossOutput(losses=losses, weights=jnp.ones_like(losses), metrics=named)
