@@ -239,4 +239,4 @@ def test_f_dpo_clips_the_exponent():
 
 def test_f_dpo_refuses_another_divergence():
     with pytest.raises((ValueError, TypeError)):  # TypeError where the type checker looks first
-        f_dpo(*PLUS_3, divergence="kl")  # pyright: ignore[reportArgumentType]
+        f_dpo(*PLUS_3, divergence="kl")
