@@ -1,10 +1,11 @@
 """Hand-worked numbers and limiting cases of the objectives without a reference."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.objectives import cpo, dpo, simpo
+from jaxalign.objectives import alphapo, cpo, cpo_simpo, dpo, simpo, slic_hf
 from jaxalign.types import Pair
 
 
@@ -80,3 +81,72 @@ def test_simpo_without_a_margin_is_dpo_with_a_uniform_reference():
         dpo(POLICY, ZEROS, beta=0.3, label_smoothing=0.1).losses,
         rtol=1e-6,
     )
+
+
+def test_cpo_simpo_by_hand():
+    """h = 10 * 0.64 - 5.4 = 1, log(1 + e^-1) = 0.313262; 1 nat per token on 4 of 4 mean tokens adds 0.05."""
+    output = cpo_simpo(pair([-1.0], [-1.64]), pair([4.0], [9.0]))
+    assert output.losses.item() == pytest.approx(0.363262, abs=1e-5)
+    assert output.metrics["nll_loss"].item() == 1.0
+    assert output.metrics["rewards/rejected"].item() == pytest.approx(-16.4)
+
+
+def test_cpo_simpo_without_its_likelihood_term_is_simpo():
+    options = {"beta": 2.5, "gamma_beta_ratio": 0.3, "label_smoothing": 0.1}
+    np.testing.assert_array_equal(
+        cpo_simpo(POLICY, LENGTHS, nll_coefficient=0.0, **options).losses, simpo(POLICY, **options).losses
+    )
+
+
+@pytest.mark.parametrize("normalization", ["batch_tokens", "tokens", "sum"])
+def test_cpo_simpo_has_the_likelihood_term_of_cpo(normalization):
+    """From token means what CPO computes from sums."""
+    sums = pair(POLICY.chosen * LENGTHS.chosen, POLICY.rejected * LENGTHS.rejected)
+    np.testing.assert_allclose(
+        cpo_simpo(POLICY, LENGTHS, nll_normalization=normalization).metrics["nll_loss"],
+        cpo(sums, LENGTHS, nll_normalization=normalization).metrics["nll_loss"],
+        rtol=1e-6,
+    )
+
+
+def test_alphapo_by_hand():
+    """Alpha 0.5, p = 1/4 and 1/16: r = (1 - 2) / 0.5 = -2 and (1 - 4) / 0.5 = -6; h = 0.5 * 4 - 1 = 1."""
+    policy = pair(np.log([0.25]), np.log([0.0625]))
+    output = alphapo(policy, alpha=0.5, beta=0.5, gamma_beta_ratio=2.0)
+    assert output.losses.item() == pytest.approx(0.313262, abs=1e-6)
+    assert output.metrics["rewards/chosen"].item() == pytest.approx(-1.0, abs=1e-6)
+    assert output.metrics["rewards/rejected"].item() == pytest.approx(-3.0, abs=1e-6)
+
+
+def test_alphapo_without_alpha_is_simpo():
+    policy = pair([-0.5, -2.0], [-1.0, -0.25])
+    options = {"beta": 2.5, "gamma_beta_ratio": 0.3, "label_smoothing": 0.1}
+    expected = simpo(policy, **options).losses
+    np.testing.assert_array_equal(alphapo(policy, alpha=0.0, **options).losses, expected)
+    for alpha in (1e-6, -1e-6):
+        np.testing.assert_allclose(alphapo(policy, alpha=alpha, **options).losses, expected, rtol=1e-5)
+
+
+def test_alphapo_punishes_improbable_completions_by_its_alpha():
+    """The derivative of r by avg.lp is p^-alpha: at p = e^-2 it is e^(2 alpha), so e, 1 and 1/e."""
+    slopes = [
+        jax.grad(lambda x, a=alpha: alphapo(Pair(x, jnp.zeros(1)), alpha=a, beta=1e-3).losses.sum())(jnp.array([-2.0]))
+        for alpha in (0.5, 0.0, -0.5)
+    ]
+    assert [(slope / slopes[1]).item() for slope in slopes] == pytest.approx([np.e, 1.0, 1 / np.e], rel=1e-2)
+
+
+def test_slic_hf_by_hand():
+    """Margin 1: 4 nats ahead cost nothing, 0.25 cost 0.75, 2 behind cost 3; a tenth of 8 nats is added."""
+    output = slic_hf(pair([-8.0] * 3, [-12.0, -8.25, -6.0]), pair([4.0] * 3, [4.0] * 3))
+    assert output.losses.tolist() == pytest.approx([0.8, 1.55, 3.8])
+    assert output.metrics["nll_loss"].tolist() == [8.0] * 3
+
+
+def test_slic_hf_leaves_the_rejected_alone_beyond_the_margin():
+    def loss(policy):
+        return slic_hf(policy, pair([4.0] * 2, [4.0] * 2)).losses.sum()
+
+    gradient = jax.grad(loss)(pair([-8.0, -8.0], [-12.0, -8.5]))
+    assert gradient.rejected.tolist() == [0.0, 1.0]
+    assert gradient.chosen.tolist() == pytest.approx([-0.1, -1.1])
