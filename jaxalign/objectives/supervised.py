@@ -12,7 +12,6 @@ from jaxalign.objectives.terms import (
     negative_log_likelihood,
     paired_output,
 )
-from jaxalign.objectives.token_terms import token_sums
 from jaxalign.types import LossOutput, Weighted
 
 
@@ -89,8 +88,8 @@ def dft(policy: Float[Array, "B N"], lengths: Float[Array, " B"]) -> LossOutput:
     """
     policy = at_least_float32(policy)
     lengths = fixed(lengths)
-    logps = token_sums(policy)
-    losses = -token_sums(policy, jnp.exp(policy)) / jnp.maximum(lengths, 1.0)
+    logps = policy.sum(-1)
+    losses = -(fixed(jnp.exp(policy)) * policy).sum(-1) / jnp.maximum(lengths, 1.0)
     nll = fixed(-logps) / jnp.maximum(lengths, 1.0)
     return LossOutput(
         losses=losses,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Key
 from jaxalign.objectives.paired import dpo
 from jaxalign.objectives.ranges import Fraction, Positive, Smoothing
 from jaxalign.objectives.token_terms import TokenMasks, TokenPairs, drawn_tokens, tail_weights, token_sums
-from jaxalign.types import LossOutput, Pair
+from jaxalign.types import LossOutput
 
 
 def ld_dpo(
@@ -53,6 +53,7 @@ def ld_dpo(
       ``log(1 + exp(-0.15))``.
 
       >>> import jax.numpy as jnp
+      >>> from jaxalign.types import Pair
       >>> policy = Pair(jnp.array([[-1.0, -1.0]]), jnp.array([[-1.0, 0.0]]))
       >>> reference = Pair(jnp.array([[-2.0, -2.0]]), jnp.array([[-1.0, 0.0]]))
       >>> mask = Pair(jnp.array([[True, True]]), jnp.array([[True, False]]))
@@ -107,6 +108,7 @@ def sampo(
 
       >>> import jax
       >>> import jax.numpy as jnp
+      >>> from jaxalign.types import Pair
       >>> policy = Pair(jnp.array([[-1.0, -1.0]]), jnp.array([[-1.0, 0.0]]))
       >>> reference = Pair(jnp.array([[-2.0, -2.0]]), jnp.array([[-1.0, 0.0]]))
       >>> mask = Pair(jnp.array([[True, True]]), jnp.array([[True, False]]))
@@ -151,11 +153,12 @@ def weighted_dpo(
       ``log(1 + exp(-0.25))``.
 
       >>> import jax.numpy as jnp
+      >>> from jaxalign.types import Pair
       >>> policy = Pair(jnp.array([[-1.0, -1.0]]), jnp.array([[-1.0, 0.0]]))
       >>> reference = Pair(jnp.array([[-2.0, -2.0]]), jnp.array([[-1.0, 0.0]]))
       >>> weights = Pair(jnp.array([[2.0, 0.5]]), jnp.array([[1.0, 0.0]]))
       >>> round(weighted_dpo(policy, reference, weights, beta=0.1).losses.item(), 4)
       0.5759
     """
-    weighted = Pair(token_sums(policy, token_weights), token_sums(reference, token_weights))
-    return dpo(*weighted, beta=beta, label_smoothing=label_smoothing)
+    lp, lr = token_sums(policy, token_weights), token_sums(reference, token_weights)
+    return dpo(lp, lr, beta=beta, label_smoothing=label_smoothing)

@@ -1,0 +1,139 @@
+"""Methods of the literature that are combinations of other rows: each an expression with its paper's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxalign.combinations import parse
+from jaxalign.combinators import named
+from jaxalign.method import Method
+
+_MPO = """Mixed Preference Optimization: which completion is better, whether each is good, how to write the good one.
+
+::
+
+  loss = dpo_weight * loss of dpo + bco_pair_weight * loss of bco_pair + nll_weight * loss of nll
+
+Three terms for three questions: `dpo` learns relative preference, `bco_pair` the absolute quality of each completion,
+`nll` the generation of the chosen one. Written out it is ``0.8*dpo + 0.2*bco_pair + nll``.
+
+The weights and the likelihood's mean over all tokens are TRL's recipe for the paper. TRL's `bco_pair` has lost the
+reward shift that the term has here: see there.
+
+Returns:
+  Losses, ``[B]``; every pair weighs 1 (0 where masked). Rewards in the metrics are those of `dpo`; ``loss/dpo``,
+  ``loss/bco_pair`` and ``loss/nll`` are the terms before their weights. State: that of `bco_pair`.
+
+References:
+  Wang et al. 2024, arXiv 2411.10442 (the weights as TRL quotes them).
+
+Example:
+  The terms are ``log(1 + exp(-0.3)) = 0.5544``, ``2 log(1 + exp(-0.15)) = 1.2419`` and ``10 / 5``.
+
+  >>> import jax.numpy as jnp
+  >>> from jaxalign.methods import METHODS
+  >>> from jaxalign.types import Pair
+  >>> def pair(chosen, rejected):
+  ...     return Pair(jnp.array([chosen]), jnp.array([rejected]))
+  >>> state = {"bco_pair_mean": jnp.array(0.0), "bco_pair_count": jnp.array(0.0)}
+  >>> output = METHODS["mpo"].objective(
+  ...     policy=pair(-10.0, -13.0), reference=pair(-12.0, -12.0), lengths=pair(5.0, 6.0), state=state
+  ... )
+  >>> round(output.losses.item(), 4)
+  2.6919
+"""
+
+_ITERATIVE_RPO = """Iterative Reasoning Preference Optimization: DPO plus the likelihood of the right answer, per token.
+
+::
+
+  loss = dpo_weight * loss of dpo + nll_weight * nll,    nll = -lp_w / |y_w|
+
+Right and wrong answers to a reasoning task differ in few tokens, and DPO alone may make both less likely; the second
+term keeps the right one. Each completion counts the same whatever its length (``nll_normalization = tokens``). The
+iterations, in which the policy writes the answers and becomes the next reference, are runs. Written out it is
+``dpo + nll`` with that option.
+
+The weights and ``beta`` were not verified against the paper. TRL takes the mean over all chosen tokens of the batch,
+here ``nll_normalization = batch_tokens``.
+
+Returns:
+  Losses, ``[B]``; every pair weighs 1. Rewards in the metrics are those of `dpo`; ``loss/dpo`` and ``loss/nll`` are
+  the terms before their weights.
+
+References:
+  Pang et al. 2024, arXiv 2404.19733.
+
+Example:
+  ``log(1 + exp(-0.3)) + 10 / 5``.
+
+  >>> import jax.numpy as jnp
+  >>> from jaxalign.methods import METHODS
+  >>> from jaxalign.types import Pair
+  >>> def pair(chosen, rejected):
+  ...     return Pair(jnp.array([chosen]), jnp.array([rejected]))
+  >>> output = METHODS["iterative_rpo"].objective(
+  ...     policy=pair(-10.0, -13.0), reference=pair(-12.0, -12.0), lengths=pair(5.0, 6.0)
+  ... )
+  >>> round(output.losses.item(), 4)
+  2.5544
+"""
+
+_REGULARIZED_RPO = """Regularized Preference Optimization: DPO with a small likelihood term against overoptimization.
+
+::
+
+  loss = dpo_weight * loss of dpo + nll_weight * loss of nll
+
+With few data a policy may raise what the pairs say nothing about. The paper derives the likelihood of the chosen
+completion as the price of being pessimistic there: an adversarial reward model within the data's confidence. Written
+out it is ``dpo + 0.005*nll`` with ``dpo_beta = 0.01``.
+
+Weight, ``dpo_beta`` and the mean over all tokens are TRL's recipe for the paper; they were not verified against it.
+
+Returns:
+  Losses, ``[B]``; every pair weighs 1. Rewards in the metrics are those of `dpo`; ``loss/dpo`` and ``loss/nll`` are
+  the terms before their weights.
+
+References:
+  Liu et al. 2024, arXiv 2405.16436 (weight and beta as TRL quotes them).
+
+Example:
+  ``log(1 + exp(-0.01 * 3)) + 0.005 * 10 / 5``.
+
+  >>> import jax.numpy as jnp
+  >>> from jaxalign.methods import METHODS
+  >>> from jaxalign.types import Pair
+  >>> def pair(chosen, rejected):
+  ...     return Pair(jnp.array([chosen]), jnp.array([rejected]))
+  >>> output = METHODS["regularized_rpo"].objective(
+  ...     policy=pair(-10.0, -13.0), reference=pair(-12.0, -12.0), lengths=pair(5.0, 6.0)
+  ... )
+  >>> round(output.losses.item(), 4)
+  0.6883
+"""
+
+
+def recipes(rows: Mapping[str, Method]) -> tuple[Method, ...]:
+    """The combined methods, made of the given rows."""
+
+    def combined(expression: str) -> Method:
+        return parse(expression, rows.__getitem__, rows)
+
+    return (
+        named(combined("0.8*dpo + 0.2*bco_pair + 1.0*nll"), "mpo", paper="arXiv 2411.10442", doc=_MPO),
+        named(
+            combined("dpo + 1.0*nll"),
+            "iterative_rpo",
+            paper="arXiv 2404.19733",
+            doc=_ITERATIVE_RPO,
+            nll_normalization="tokens",
+        ),
+        named(
+            combined("dpo + 0.005*nll"),
+            "regularized_rpo",
+            paper="arXiv 2405.16436",
+            doc=_REGULARIZED_RPO,
+            dpo_beta=0.01,
+        ),
+    )
