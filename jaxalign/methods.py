@@ -4,6 +4,7 @@ A row says what a signature cannot: the layout of the data, the form of the log-
 from elsewhere is named ``"package.module:NAME"``.
 """
 
+import functools
 import importlib
 import inspect
 import types
@@ -12,8 +13,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from jaxalign import objectives
+from jaxalign.combinations import is_expression, parse
 from jaxalign.errors import ConfigError, did_you_mean
 from jaxalign.method import INPUTS, Input, Layout, Logps, Method, Option, annotations
+from jaxalign.recipes import recipes
 from jaxalign.types import Pair
 
 __all__ = ["INPUTS", "METHODS", "Input", "Layout", "Logps", "Method", "Option", "get_method"]
@@ -27,7 +30,7 @@ def _table(*methods: Method) -> Mapping[str, Method]:
     return MappingProxyType(named)
 
 
-METHODS: Mapping[str, Method] = _table(
+_ROWS: Mapping[str, Method] = _table(
     Method("sft", objectives.sft, Layout.SINGLE),
     Method("dpo", objectives.dpo, Layout.PAIRED, paper="arXiv 2305.18290"),
     # length-normalised DPO: Tulu 3 has beta=5 (per nat per token), the default is that of sums
@@ -72,6 +75,18 @@ METHODS: Mapping[str, Method] = _table(
     Method("rrhf", objectives.rrhf, Layout.RANKED, Logps.MEAN, paper="arXiv 2304.05302"),
     Method("tpo", objectives.tpo, Layout.RANKED, paper="arXiv 2405.16681"),
     Method("tpo_l", objectives.tpo_l, Layout.RANKED, Logps.MEAN, paper="arXiv 2405.16681"),
+    # supervised: imitation of the tokens already believed in; likelihood as a term on pairs
+    Method("dft", objectives.dft, Layout.SINGLE, Logps.TOKEN, paper="arXiv 2508.05629"),
+    Method("nll", objectives.nll, Layout.PAIRED),
+    # token_level: what single tokens say
+    Method("tdpo1", objectives.tdpo1, Layout.PAIRED, Logps.TOKEN, paper="arXiv 2404.11999"),
+    Method("tdpo2", objectives.tdpo2, Layout.PAIRED, Logps.TOKEN, paper="arXiv 2404.11999"),
+    Method("wpo", objectives.wpo, Layout.PAIRED, Logps.TOKEN, paper="arXiv 2406.11827"),
+    Method("bmc", objectives.bmc, Layout.PAIRED, Logps.TOKEN, paper="arXiv 2408.07471"),
+    # token_weighted: dpo on sums of weighted tokens
+    Method("ld_dpo", objectives.ld_dpo, Layout.PAIRED, Logps.TOKEN, paper="arXiv 2409.06411"),
+    Method("sampo", objectives.sampo, Layout.PAIRED, Logps.TOKEN, paper="arXiv 2406.10957"),
+    Method("weighted_dpo", objectives.weighted_dpo, Layout.PAIRED, Logps.TOKEN),
     # batch coupled: the loss of a pair depends on the others
     Method("aot", objectives.aot, Layout.PAIRED, batch_coupled=True, paper="arXiv 2406.05882"),
     Method("aot_unpaired", objectives.aot_unpaired, Layout.PAIRED, batch_coupled=True, paper="arXiv 2406.05882"),
@@ -101,17 +116,26 @@ METHODS: Mapping[str, Method] = _table(
     Method("spo", objectives.spo, Layout.PAIRED, head="classes", paper="arXiv 2409.17791"),
 )
 
+METHODS: Mapping[str, Method] = _table(*_ROWS.values(), *recipes(_ROWS))
+"""All methods by name: the rows above, and those that are combinations of rows."""
+
 
 def get_method(name: str) -> Method:
-    """The method of that name in `METHODS`, or ``"package.module:NAME"`` for one from elsewhere.
+    """The method of that name in `METHODS`, ``"package.module:NAME"`` for one from elsewhere, or a combination.
+
+    A combination is an expression such as ``"0.8*dpo + 0.2*bco_pair + nll"`` or ``"ld(simpo)"``, see
+    `jaxalign.combinations`. It is the same object for the same expression.
 
     NAME may be a `Method`, or an objective whose layout can be told from its signature: a ``policy`` annotated as
     `Pair` is PAIRED, an input ``desirable`` is UNPAIRED. It then gets summed log-probabilities and is not batch
     coupled.
 
     Raises:
-      ConfigError: no such method, the module cannot be imported, or what it holds is not a method.
+      ConfigError: no such method, the module cannot be imported, what it holds is not a method, or an expression that
+        cannot be read.
     """
+    if is_expression(name):
+        return _combination(name)
     if ":" in name:
         return _foreign_method(name)
     if name not in METHODS:
@@ -120,6 +144,11 @@ def get_method(name: str) -> Method:
             f"{did_you_mean(name.lower(), METHODS)}"
         )
     return METHODS[name]
+
+
+@functools.cache
+def _combination(expression: str) -> Method:
+    return parse(expression, get_method, METHODS)
 
 
 def _foreign_method(name: str) -> Method:

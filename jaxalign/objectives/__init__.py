@@ -27,7 +27,9 @@ from jaxalign.objectives.reward_model import (
 )
 from jaxalign.objectives.self_supervised import spo
 from jaxalign.objectives.shaped import chi_po, dpop, f_dpo, h_dpo, r_dpo
-from jaxalign.objectives.supervised import sft
+from jaxalign.objectives.supervised import dft, nll, sft
+from jaxalign.objectives.token_level import bmc, tdpo1, tdpo2, wpo
+from jaxalign.objectives.token_weighted import ld_dpo, sampo, weighted_dpo
 from jaxalign.objectives.unpaired import kto
 
 __all__ = [
@@ -41,10 +43,12 @@ __all__ = [
     "asft_tempered",
     "bco_pair",
     "beta_dpo",
+    "bmc",
     "cal_dpo",
     "chi_po",
     "cpo",
     "cpo_simpo",
+    "dft",
     "discopop",
     "dpo",
     "dpop",
@@ -57,8 +61,10 @@ __all__ = [
     "ipo",
     "kto",
     "kto_pair",
+    "ld_dpo",
     "nca",
     "nca_pair",
+    "nll",
     "orpo",
     "plackett_luce",
     "probability",
@@ -70,6 +76,7 @@ __all__ = [
     "robust_dpo",
     "rrhf",
     "rso",
+    "sampo",
     "sft",
     "simpo",
     "slic_hf",
@@ -77,6 +84,10 @@ __all__ = [
     "sppo",
     "sppo_ranked",
     "sppo_soft",
+    "tdpo1",
+    "tdpo2",
     "tpo",
     "tpo_l",
+    "weighted_dpo",
+    "wpo",
 ]
