@@ -87,6 +87,12 @@ INPUTS: Mapping[str, Input] = MappingProxyType(
         "token_collision": Input("log of the sum over the vocabulary of the policy's p^2, no gradient", "token"),
         "example_mask": Input("bool, False where the batch has no example", "example"),
         "desirable": Input("bool, the label", "example", layouts=_UNPAIRED, column=True),
+        "density_ratios": Input(
+            "density of desirable completions' prompts over that of undesirable ones, at this prompt",
+            "example",
+            layouts=_UNPAIRED,
+            column=True,
+        ),
         "mismatched_policy": Input(
             "the policy's log-probabilities of another example's completion, no gradient", "example", layouts=_UNPAIRED
         ),

@@ -114,6 +114,24 @@ _ROWS: Mapping[str, Method] = _table(
     Method("eurus_reward_model", objectives.eurus_reward_model, Layout.PAIRED, head=1, paper="arXiv 2404.02078"),
     Method("process_reward_model", objectives.process_reward_model, Layout.SINGLE, head=2, paper="arXiv 2305.20050"),
     Method("spo", objectives.spo, Layout.PAIRED, head="classes", paper="arXiv 2409.17791"),
+    # unpaired: completions labelled desirable or not
+    Method("apo_zero_unpaired", objectives.apo_zero_unpaired, Layout.UNPAIRED, paper="arXiv 2408.06266"),
+    Method(
+        "bco",
+        objectives.bco,
+        Layout.UNPAIRED,
+        batch_coupled=True,
+        state={"mean": 0.0, "count": 0.0},
+        paper="arXiv 2404.04656",
+    ),
+    Method(
+        "bco_udm",
+        objectives.bco_udm,
+        Layout.UNPAIRED,
+        batch_coupled=True,
+        state={"mean": 0.0, "count": 0.0},
+        paper="arXiv 2404.04656",
+    ),
 )
 
 METHODS: Mapping[str, Method] = _table(*_ROWS.values(), *recipes(_ROWS))

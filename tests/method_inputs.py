@@ -85,6 +85,7 @@ def _input(method: Method, name: str, seed: int, low: float, high: float) -> Any
                 "mismatched_policy": lambda: rng.uniform(low, high, B),
                 "mismatched_reference": lambda: rng.uniform(low, high, B) - 10.0,
                 "preference": lambda: rng.uniform(0.55, 1.0, B),
+                "density_ratios": lambda: rng.uniform(0.25, 4.0, B),
                 "degree_logits": lambda: rng.normal(size=(B, M, method.head_outputs(method.resolve_options({})))),
                 "degrees": lambda: np.tile(1 + np.arange(M), (B, 1)),
             }[name](),

@@ -30,7 +30,7 @@ from jaxalign.objectives.shaped import chi_po, dpop, f_dpo, h_dpo, r_dpo
 from jaxalign.objectives.supervised import dft, nll, sft
 from jaxalign.objectives.token_level import bmc, tdpo1, tdpo2, wpo
 from jaxalign.objectives.token_weighted import ld_dpo, sampo, weighted_dpo
-from jaxalign.objectives.unpaired import kto
+from jaxalign.objectives.unpaired import apo_zero_unpaired, bco, bco_udm, kto
 
 __all__ = [
     "Range",
@@ -39,9 +39,12 @@ __all__ = [
     "aot_unpaired",
     "apo_down",
     "apo_zero",
+    "apo_zero_unpaired",
     "asft",
     "asft_tempered",
+    "bco",
     "bco_pair",
+    "bco_udm",
     "beta_dpo",
     "bmc",
     "cal_dpo",

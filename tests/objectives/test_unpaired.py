@@ -1,11 +1,12 @@
-"""Hand-worked numbers, closed forms and the coupling of KTO."""
+"""Hand-worked numbers, closed forms and the coupling of the objectives on labelled completions."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.objectives import kto
+from jaxalign.objectives import apo_zero, apo_zero_unpaired, bco, bco_udm, kto
+from jaxalign.types import Pair
 
 
 def floats(*values):
@@ -98,3 +99,84 @@ def test_desirable_and_undesirable_mirror_each_other():
         kto(rho, zeros, bools(True, True, True), zeros, zeros).losses,
         kto(-rho, zeros, bools(False, False, False), zeros, zeros).losses,
     )
+
+
+# APO-zero without pairs
+
+
+def test_apo_zero_unpaired_by_hand():
+    """beta 0.1: sigmoid(-0.5) = 0.377541, sigmoid(0.1) = 0.524979; with weights 2 and 0.5."""
+    inputs = floats(5.0, 1.0), floats(0.0, 0.0), bools(True, False)
+    losses = apo_zero_unpaired(*inputs, beta=0.1).losses
+    assert losses.tolist() == pytest.approx([0.377541, 0.524979], abs=1e-6)
+    weighted = apo_zero_unpaired(*inputs, beta=0.1, desirable_weight=2.0, undesirable_weight=0.5).losses
+    np.testing.assert_allclose(weighted, losses * floats(2.0, 0.5), rtol=1e-6)
+
+
+def test_apo_zero_unpaired_is_kto_with_a_reference_point_of_zero():
+    """And the two completions of a pair have together the loss of apo_zero."""
+    policy, reference, labels = floats(-5.0, -7.0, -1.0), floats(-6.0, -3.0, -4.0), bools(True, False, True)
+    zeros = floats(0.0, 0.0, 0.0)
+    unpaired = apo_zero_unpaired(policy, reference, labels, beta=0.3).losses
+    np.testing.assert_allclose(unpaired, kto(policy, reference, labels, zeros, zeros, beta=0.3).losses, rtol=1e-6)
+    pairs = apo_zero(Pair(policy[:1], policy[1:2]), Pair(reference[:1], reference[1:2]), beta=0.3).losses
+    np.testing.assert_allclose(unpaired[:2].sum(), pairs[0], rtol=1e-6)
+
+
+# BCO
+
+
+def before(mean, count):
+    return {"mean": jnp.float32(mean), "count": jnp.float32(count)}
+
+
+def test_bco_by_hand():
+    """Rewards 0.5 and 0.1 after two of mean 0.1: d = (0.2 + 0.6) / 4 = 0.2; log(1 + exp(-0.3)), log(1 + exp(-0.1))."""
+    output = bco(floats(5.0, 1.0), floats(0.0, 0.0), bools(True, False), before(0.1, 2), beta=0.1)
+    assert output.losses.tolist() == pytest.approx([0.554355, 0.644397], abs=1e-6)
+    np.testing.assert_allclose(output.metrics["delta"], 0.2, rtol=1e-6)
+    assert (output.state["mean"].item(), output.state["count"].item()) == (pytest.approx(0.2), 4.0)
+
+
+def test_bcos_shift_is_the_mean_of_all_rewards_so_far():
+    """Batches of different sizes: each example counts the same, as with TRL's running moments."""
+    rng, now, seen = np.random.default_rng(0), before(0, 0), []
+    for count in (4, 1, 7):
+        policy, reference = (jnp.asarray(rng.uniform(-9, 0, count), jnp.float32) for _ in range(2))
+        output = bco(policy, reference, jnp.asarray(rng.random(count) < 0.5), now, beta=0.5)
+        seen += (0.5 * (policy - reference)).tolist()
+        now = output.state
+        np.testing.assert_allclose(output.metrics["delta"], np.mean(seen), rtol=1e-5)
+
+
+def test_bcos_shift_carries_no_gradient():
+    """One desirable example with a reward of 0.2, which is also d: the slope is -0.1 sigmoid(0), not 0."""
+    gradient = jax.grad(lambda policy: bco(policy, floats(0.0), bools(True), before(0, 0), beta=0.1).losses.sum())(
+        floats(2.0)
+    )
+    np.testing.assert_allclose(gradient, -0.05, rtol=1e-6)
+
+
+def test_udm_weights_the_undesirable_within_bounds():
+    """Ratios 3, 0.1 and 20 weigh 3, 0.5 and 10; a desirable example keeps its 1."""
+    policy, reference = floats(-5.0, -7.0, -1.0, -2.0), floats(-6.0, -3.0, -4.0, -2.5)
+    labels, ratios = bools(False, False, False, True), floats(3.0, 0.1, 20.0, 7.0)
+    plain = bco(policy, reference, labels, before(0, 0))
+    weighted = bco_udm(policy, reference, labels, ratios, before(0, 0))
+    np.testing.assert_allclose(weighted.losses / plain.losses, [3.0, 0.5, 10.0, 1.0], rtol=1e-6)
+    assert weighted.state == plain.state
+    even = bco_udm(policy, reference, labels, floats(1.0, 1.0, 1.0, 1.0), before(0, 0))
+    np.testing.assert_array_equal(even.losses, plain.losses)
+
+
+@pytest.mark.parametrize("objective", [bco, bco_udm])
+def test_bcos_absent_examples_may_hold_anything(objective):
+    here, nan = bools(True, False, True), jnp.nan
+    more = {bco: [(), ()], bco_udm: [(floats(2.0, nan, 3.0),), (floats(2.0, 3.0),)]}[objective]
+    labels = bools(True, False, False)
+    holes = objective(floats(5.0, nan, 1.0), floats(1.0, nan, 0.0), labels, *more[0], before(0.5, 3), here)
+    rest = objective(floats(5.0, 1.0), floats(1.0, 0.0), labels[here], *more[1], before(0.5, 3))
+    np.testing.assert_allclose(holes.losses[here], rest.losses, rtol=1e-6)
+    assert jnp.isfinite(holes.losses).all()
+    assert holes.weights.tolist() == [1.0, 0.0, 1.0]
+    assert holes.state == rest.state
