@@ -248,8 +248,12 @@ def alphapo(
     """
 
     def reward(mean_logps):
-        # expm1 keeps the digits that 1 - p^(-alpha) loses where alpha is small.
-        return mean_logps if alpha == 0 else -jnp.expm1(jnp.minimum(-alpha * mean_logps, 60.0)) / alpha
+        if alpha == 0:
+            return mean_logps
+        exponent = jnp.minimum(-alpha * mean_logps, 60.0)
+        # expm1 keeps the digits that p^(-alpha) - 1 loses near 0. Far below 0 its derivative, taken as expm1 + 1, loses
+        # them instead.
+        return -jnp.where(exponent < -0.5, jnp.exp(exponent) - 1.0, jnp.expm1(exponent)) / alpha
 
     shaped = Pair(reward(at_least_float32(policy.chosen)), reward(at_least_float32(policy.rejected)))
     losses = logistic_loss(beta * (difference(shaped) - gamma_beta_ratio), label_smoothing)

@@ -136,6 +136,18 @@ def test_alphapo_punishes_improbable_completions_by_its_alpha():
     assert [(slope / slopes[1]).item() for slope in slopes] == pytest.approx([np.e, 1.0, 1 / np.e], rel=1e-2)
 
 
+@pytest.mark.parametrize(("alpha", "mean"), [(-0.5, -40.0), (-1e-4, -1.0), (0.25, -40.0), (1e-4, -1.0), (2.0, -1e-4)])
+def test_alphapo_keeps_the_digits_of_reward_and_slope(alpha, mean):
+    """Against float64: r = (1 - p^-alpha) / alpha and dr = p^-alpha, whose loss at h = 0 has the slope -beta / 2."""
+    policy = pair([mean], [mean])
+    output = alphapo(policy, alpha=alpha, beta=0.5, gamma_beta_ratio=0.0)
+    gradient = jax.grad(lambda p: alphapo(p, alpha=alpha, beta=0.5, gamma_beta_ratio=0.0).losses.sum())(policy)
+    mean = np.float64(np.float32(mean))
+    reward = -np.expm1(-alpha * mean) / alpha
+    assert output.metrics["rewards/chosen"].item() == pytest.approx(0.5 * reward, rel=2e-6)
+    assert gradient.rejected.item() == pytest.approx(0.25 * np.exp(-alpha * mean), rel=2e-6)
+
+
 def test_slic_hf_by_hand():
     """Margin 1: 4 nats ahead cost nothing, 0.25 cost 0.75, 2 behind cost 3; a tenth of 8 nats is added."""
     output = slic_hf(pair([-8.0] * 3, [-12.0, -8.25, -6.0]), pair([4.0] * 3, [4.0] * 3))
