@@ -37,6 +37,9 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "non-UTF-8": Reason("Re-encode the file as UTF-8."),
         "lone surrogate": Reason(),
         "label invalid": Reason(),
+        "score invalid": Reason(),
+        "one answer only": Reason(tolerated=True),
+        "step without a token": Reason(),
         "empty answer": Reason(tolerated=True),
         "empty prompt": Reason(),
         "no common prompt": Reason("Give a 'prompt' column, or name yours with data.columns.prompt."),
@@ -67,6 +70,19 @@ class RowProblem(Exception):
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
+
+
+class NoExample(Exception):
+    """A sound row that holds no example for the layout: a tie, say.
+
+    Args:
+      note: the report counts it under this.
+      shape: how the row was recognised.
+    """
+
+    def __init__(self, note: str, shape: str = ""):
+        super().__init__(note)
+        self.note, self.shape = note, shape
 
 
 class Problems:

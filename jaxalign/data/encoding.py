@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxalign.data.chat import RenderedRecord
 from jaxalign.data.contract import Problems, RowProblem
+from jaxalign.data.ranked import IDENTICAL
 from jaxalign.data.records import Record, Where
 from jaxalign.data.tokenization import (
     Ids,
@@ -19,11 +20,18 @@ from jaxalign.data.tokenization import (
     TokenizerView,
     Truncated,
     Truncation,
+    common_prefix,
     count_boundary_differences,
     tokenize_jointly,
     tokenize_separately,
     truncate,
 )
+
+Marks = Callable[[Sequence[int], Sequence[int]], tuple[np.ndarray, np.ndarray]]
+"""From the ids of the chosen and the rejected answer to which of their tokens the other does not have."""
+
+PER_COMPLETION = ("scores", "win_probabilities")
+"""Columns with one number a completion."""
 
 _CHUNK = 2048  # Python ids are nine times as large as int32 ones: never hold them for the whole set.
 
@@ -59,18 +67,26 @@ class Encoded:
 
     Attributes:
       where: the row.
-      label: of an unpaired example.
-      segments: prompt and completions, int32 each.
+      prompt: int32.
+      completions: int32 each.
+      columns: by name; one value a token is a tuple of arrays.
+      unscored: further completions, int32 each.
     """
 
     where: Where
-    label: bool | None
-    segments: tuple[np.ndarray, ...]
+    prompt: np.ndarray
+    completions: tuple[np.ndarray, ...]
+    columns: Mapping[str, Any]
+    unscored: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """How texts become ids; the arguments are those of `load_examples`."""
+    """How texts become ids; the arguments are those of `load_examples`.
+
+    Attributes:
+      marks: marks the tokens in which the two answers of a pair differ; None = nothing is marked.
+    """
 
     view: TokenizerView
     tokenization: Tokenization
@@ -78,6 +94,7 @@ class Encoder:
     truncation: Truncation
     vocabulary: int | None
     max_positions: int | None
+    marks: Marks | None = None
 
     def __call__(self, texts: Sequence[tuple[Record, RenderedRecord]], progress: Progress) -> Iterator[Encoded]:
         """The examples that satisfy the contract; the others are noted in `progress`."""
@@ -113,27 +130,87 @@ class Encoder:
         seen: set[int],
     ) -> Encoded | None:
         notes: Counter[str] = Counter()
+        ends = self._step_ends(record, rendered, prompt, answers)
         prompt = _complete_prompt(prompt, answers, record, rendered, self.view, notes)
         answers = [_terminate(a, e, self.view) for a, e in zip(answers, rendered.ended, strict=True)]
-        if len(answers) == 2 and answers[0] == answers[1]:
+        pair = len(answers) - record.unscored == 2 and not record.ranked
+        if pair and answers[0] == answers[1]:
             raise RowProblem("identical pair", "'chosen' and 'rejected' have the same tokens")
         key = hash((tuple(prompt), *map(tuple, answers), record.label))
-        short = truncate(prompt, answers, self.limits, bos=self.view.bos, cut=self.truncation == "cut")
+        short = truncate(prompt, answers, self.limits, bos=self.view.bos, cut=self.truncation == "cut", pair=pair)
         if short.reason == "too long" and self.truncation == "drop":
             progress.too_long.append(record.where)
             return None
         self._check(short)
+        encoded = self._finished(record, answers, short, ends, notes)
         if key in seen:
             progress.duplicates.append(record.where)
         seen.add(key)
+        scored = slice(0, len(answers) - record.unscored)
         progress.notes.update(notes)
-        progress.terminators.update([answer[-1] for answer in answers])
+        progress.terminators.update([answer[-1] for answer in answers[scored]])
         progress.truncation["prompt_cut"] += short.prompt_cut > 0
-        progress.truncation["completion_cut"] += any(short.completion_cut)
-        progress.truncation["eos_lost"] += any(short.eos_lost)
-        progress.truncation["tokens_cut"] += short.prompt_cut + sum(short.completion_cut)
-        segments = tuple(np.asarray(s, np.int32) for s in (short.prompt, *short.completions))
-        return Encoded(record.where, record.label, segments)
+        progress.truncation["completion_cut"] += any(short.completion_cut[scored])
+        progress.truncation["eos_lost"] += any(short.eos_lost[scored])
+        progress.truncation["tokens_cut"] += short.prompt_cut + sum(short.completion_cut[scored])
+        return encoded
+
+    def _finished(
+        self, record: Record, whole: list[Ids], short: Truncated, ends: dict[int, int], notes: Counter[str]
+    ) -> Encoded:
+        """The cut ids with their columns. A ranking loses answers that are no longer different."""
+        scored = len(whole) - record.unscored
+        kept = list(range(scored))
+        if record.ranked:
+            first = {tuple(ids): i for i, ids in reversed(list(enumerate(short.completions)))}
+            kept = sorted(first.values())
+            notes[IDENTICAL] += scored - len(kept)
+            if len(kept) < 2:
+                cut = any(short.completion_cut)
+                raise RowProblem("identical after truncation" if cut else "identical pair", "all answers are the same")
+        ids = [np.asarray(c, np.int32) for c in short.completions]
+        columns: dict[str, Any] = {} if record.label is None else {"desirable": np.bool_(record.label)}
+        for name, value in record.columns.items():
+            if name == "token_weights":
+                columns[name] = tuple(_weights(value[k], whole[k], len(ids[k])) for k in kept)
+            elif name == "step_labels":
+                columns[name] = (_step_labels(ends, len(ids[0])),)
+            elif name == "degrees":
+                columns[name], unscored = _degrees(value, ids, scored)
+            elif name in PER_COMPLETION:
+                columns[name] = np.asarray([value[k] for k in kept], np.float32)
+            else:
+                columns[name] = np.bool_(value) if isinstance(value, bool) else np.float32(value)
+        if self.marks is not None:
+            columns["marked"] = self.marks(short.completions[0], short.completions[1])
+        if "degrees" not in record.columns:
+            unscored = tuple(ids[scored:])
+        prompt = np.asarray(short.prompt, np.int32)
+        return Encoded(record.where, prompt, tuple(ids[k] for k in kept), columns, unscored)
+
+    def _step_ends(self, record: Record, rendered: RenderedRecord, prompt: Ids, answers: list[Ids]) -> dict[int, int]:
+        """Index of the token of the answer in which each step ends, and the step's label."""
+        steps = record.columns.get("step_labels")
+        if steps is None:
+            return {}
+        answer, text = record.completions[0], rendered.completions[0]
+        said = answer if isinstance(answer, str) else answer[-1]["content"]
+        offset = text.find(said.strip()) - (len(said) - len(said.lstrip()))
+        befores = [text[: end + offset] for end, _ in steps]
+        if self.tokenization == "joint":
+            found = [ids[len(prompt) :] for ids in self.view.encode([rendered.prompt + b for b in befores])]
+        else:
+            found = self.view.encode_after([rendered.prompt] * len(befores), befores)
+        ends: dict[int, int] = {}
+        for ids, (_, label) in zip(found, steps, strict=True):
+            # Where the whole text goes on with the same tokens, the step ends with the last of them. Otherwise its
+            # end is merged with what follows into the first token that differs.
+            same = common_prefix(ids, answers[0])
+            place = same - 1 if same == len(ids) else same
+            if place in ends or place < 0:
+                raise RowProblem("step without a token", "a step has no token of its own")
+            ends[place] = label
+        return ends
 
     def _check(self, short: Truncated) -> None:
         if short.reason is not None:
@@ -149,6 +226,43 @@ class Encoder:
                 "longer than the model's positions",
                 f"prompt and answer are longer than the model's {self.max_positions} positions",
             )
+
+
+def _weights(values: list[float], whole: Ids, kept: int) -> np.ndarray:
+    if len(values) != len(whole):
+        raise RowProblem(
+            "wrong type",
+            f"token_weights: {len(values)} weights for an answer of {len(whole)} tokens (expected one for each token "
+            "of this tokenizer, the terminator included)",
+        )
+    return np.asarray(values[:kept], np.float32)
+
+
+def _step_labels(ends: dict[int, int], kept: int) -> np.ndarray:
+    labels = np.full(kept, -1, np.int32)
+    for place, label in ends.items():
+        if place < kept:
+            labels[place] = label
+    if (labels < 0).all():
+        raise RowProblem("answer fully truncated", "no labelled step is left of the answer")
+    return labels
+
+
+def _degrees(degrees: tuple[int, ...], ids: list[np.ndarray], scored: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Degrees of all completions, -1 where there is none, and the damaged completions, empty where there is none.
+
+    A damaged completion with the same tokens as one before it (cut off behind the damage, say) is none.
+    """
+    rest = iter(ids[scored:])
+    found, unscored = list(degrees), []
+    seen = {c.tobytes() for c in ids[:scored]}
+    for i in range(scored, len(degrees)):
+        damaged = next(rest) if degrees[i] >= 0 else np.zeros(0, np.int32)
+        if damaged.tobytes() in seen:
+            found[i], damaged = -1, damaged[:0]
+        seen.add(damaged.tobytes())
+        unscored.append(damaged)
+    return np.asarray(found, np.int32), tuple(unscored)
 
 
 _TRUNCATION = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,18 +11,19 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxalign.data.chat import ChatTemplate, RenderedRecord, load_chat_template, render_record
-from jaxalign.data.contract import DataReport, OnBad, Problems, RowProblem, row_list
-from jaxalign.data.encoding import BOS_INSIDE, Encoded, Encoder, Progress, terminator_names
+from jaxalign.data.columns import check_needs
+from jaxalign.data.contract import DataReport, NoExample, OnBad, Problems, RowProblem, row_list
+from jaxalign.data.encoding import BOS_INSIDE, PER_COMPLETION, Encoded, Encoder, Progress, terminator_names
 from jaxalign.data.formats import check_columns, normalise
+from jaxalign.data.key_phrases import Damaged, KeyPhrases
+from jaxalign.data.layouts import COMPLETIONS, LayoutRules, PairsPerPrompt, to_layout
 from jaxalign.data.records import Example, ExampleSet, Record, Where
 from jaxalign.data.sources import Source, SourceRows, read_rows
+from jaxalign.data.token_diff import token_marks
 from jaxalign.data.tokenization import Limits, Tokenization, TokenizerView, Truncation
 from jaxalign.errors import ConfigError, DataError
 
 __all__ = ["DataReport", "Example", "ExampleSet", "load_examples"]
-
-LAYOUTS = {"single": 1, "paired": 2, "unpaired": 1}
-"""Completions of an example, by layout."""
 
 
 def load_examples(
@@ -30,10 +31,18 @@ def load_examples(
     tokenizer: Any,
     *,
     layout: str = "paired",
+    needs: Collection[str] = (),
     split: str = "train",
     config: str | None = None,
     columns: Mapping[str, str] | None = None,
     turns: Literal["last", "all"] = "last",
+    pairs_per_prompt: PairsPerPrompt = "extremes",
+    max_completions: int | None = None,
+    step_separator: str = "\n",
+    last_step_only: bool = False,
+    degrees: int = 3,
+    damaged: Damaged = "both",
+    mark_stop_words: bool = False,
     chat_template: str | Path | None = None,
     tokenization: Tokenization = "separate",
     special_tokens: Literal["reject", "allow"] = "reject",
@@ -52,12 +61,22 @@ def load_examples(
     Args:
       source: a path (JSONL, JSON, Parquet, also .gz), glob, folder, ``datasets`` name, several of these, or rows.
       tokenizer: a Hugging Face tokenizer.
-      layout: ``paired`` (chosen, rejected), ``single`` (supervised; of pairs the chosen answer), or ``unpaired``
-        (one answer with the column ``desirable``; a pair becomes two examples).
+      layout: ``paired`` (chosen, rejected), ``single`` (supervised; the chosen or the best answer), ``unpaired``
+        (one answer with the column ``desirable``; a pair becomes two examples), or ``ranked`` (K answers, the best
+        first, with the column ``scores``; empty answers fill up where there are fewer).
+      needs: columns that the method reads, see `jaxalign.data.columns`. Others are not carried.
       split: of a ``datasets`` name.
       config: of a ``datasets`` name.
       columns: our column name -> the user's: ``{"prompt": "question"}``.
       turns: which assistant turns of supervised conversations become examples.
+      pairs_per_prompt: which pairs a ranking gives: ``extremes``, the best and the worst answer, or ``all`` with
+        different scores.
+      max_completions: of a ranking; of more, the best and the worst are kept. None = all.
+      step_separator: what stands between two steps of an answer that is given in steps.
+      last_step_only: of the labels of steps, keep that of the last.
+      degrees: C, into how many degrees of damage answers are told apart, see `jaxalign.data.key_phrases`.
+      damaged: which answers of a pair are damaged: ``chosen``, ``rejected``, or ``both``.
+      mark_stop_words: whether the column ``marked`` also marks tokens that are stop words.
       chat_template: path, text, or ``chatml``; None = the tokenizer's own.
       tokenization: see `jaxalign.data.tokenization`.
       special_tokens: whether control tokens written out in the user's text are a problem, or meant.
@@ -80,15 +99,23 @@ def load_examples(
       ConfigError: an option has no such value.
     """
     _check_options(
-        layout=(layout, LAYOUTS),
+        layout=(layout, COMPLETIONS),
         turns=(turns, ("last", "all")),
+        pairs_per_prompt=(pairs_per_prompt, ("extremes", "all")),
+        damaged=(damaged, ("chosen", "rejected", "both")),
         tokenization=(tokenization, ("separate", "joint")),
         special_tokens=(special_tokens, ("reject", "allow")),
         truncation=(truncation, ("cut", "error", "drop")),
         on_bad=(on_bad, ("strict", "drop")),
         one_class=(one_class, ("reject", "allow")),
     )
+    _check_numbers(max_completions=(max_completions, 2), degrees=(degrees, 2))
     check_columns(columns or {})
+    check_needs(needs, layout)
+    rules = LayoutRules(
+        layout=layout, needs=tuple(needs), pairs_per_prompt=pairs_per_prompt, max_completions=max_completions
+    )
+    damage = KeyPhrases(degrees=degrees, sides=damaged) if "degrees" in needs else None
     view = TokenizerView.of(tokenizer)
     template = load_chat_template(tokenizer, chat_template)
     read = read_rows(source, split=split, config=config)
@@ -97,13 +124,26 @@ def load_examples(
     texts = []
     for where, row in read.rows:
         try:
-            records = normalise(row, where, columns=columns, turns=turns)
+            records = normalise(
+                row,
+                where,
+                columns=columns,
+                turns=turns,
+                wanted=rules.wanted,
+                step_separator=step_separator,
+                last_step_only=last_step_only,
+            )
             progress.shapes[records[0].shape] += 1
-            parts = _numbered([part for record in records for part in _to_layout(record, layout, progress.notes)])
+            parts = _numbered([part for record in records for part in _split(record, rules, progress.notes)])
+            if damage is not None:
+                parts = [damage(part) for part in parts]
             texts += [(part, _render(part, template, view, special_tokens, progress)) for part in parts]
             progress.notes.update(note for record in records for note in record.notes)
         except RowProblem as problem:
             progress.problems.add(where, problem)
+        except NoExample as nothing:
+            progress.shapes[nothing.shape] += 1
+            progress.notes[nothing.note] += 1
     encoder = Encoder(
         view=view,
         tokenization=tokenization,
@@ -111,6 +151,7 @@ def load_examples(
         truncation=truncation,
         vocabulary=vocabulary,
         max_positions=max_positions,
+        marks=token_marks(view, stop_words=mark_stop_words) if "marked" in needs else None,
     )
     examples = list(encoder(texts, progress))
     return _finish(
@@ -128,28 +169,23 @@ def _check_options(**options: tuple[str, Any]) -> None:
         raise ConfigError(problems)
 
 
-def _to_layout(record: Record, layout: str, notes: Counter[str]) -> list[Record]:
-    """The record as the layout wants it; two for a pair in the unpaired layout, none for an undesirable answer."""
-    pair = len(record.completions) == 2
-    if pair and layout != "single" and record.completions[0] == record.completions[1]:
-        raise RowProblem("identical pair", "'chosen' and 'rejected' are the same")
-    if layout == "paired":
-        if not pair:
-            raise RowProblem("missing column", f"no 'chosen' and 'rejected' in a row of the shape {record.shape}")
-        return [record]
-    if layout == "single":
-        if pair:
-            return [_with(record, record.completions[0], None)]
-        if record.label is False:
-            notes["undesirable answer, not used for supervised training"] += 1
-            return []
-        return [record]
-    if pair:
-        notes["pair, made two unpaired examples"] += 1
-        return [_with(record, record.completions[0], True), _with(record, record.completions[1], False)]
-    if record.label is None:
-        raise RowProblem("missing column", f"no 'label' in a row of the shape {record.shape}")
-    return [record]
+def _check_numbers(**options: tuple[int | None, int]) -> None:
+    problems = [
+        f"data.{name}: got {value}, expected at least {least}"
+        for name, (value, least) in options.items()
+        if value is not None and value < least
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _split(record: Record, rules: LayoutRules, notes: Counter[str]) -> list[Record]:
+    """The record's examples; none where it holds none for this layout, which is noted."""
+    try:
+        return to_layout(record, rules, notes)
+    except NoExample as nothing:
+        notes[nothing.note] += 1
+        return []
 
 
 def _numbered(parts: list[Record]) -> list[Record]:
@@ -161,12 +197,6 @@ def _numbered(parts: list[Record]) -> list[Record]:
 
 def _any_chat(texts: Sequence[tuple[Record, RenderedRecord]]) -> bool:
     return any(rendered.chat for _, rendered in texts)
-
-
-def _with(record: Record, completion: Any, label: bool | None) -> Record:
-    return Record(
-        record.where, record.shape, record.prompt, (completion,), label, record.tools, record.template_arguments
-    )
 
 
 def _render(
@@ -203,14 +233,9 @@ def _finish(
     dropped = {reason: len(found) for reason, found in by_reason.items()}
     name = ", ".join(files)
     if not examples:
-        counts = ", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "all rows were undesirable answers"
+        counts = ", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "no row holds one for this layout"
         raise DataError(f"{name}: no example is left of {rows} rows: {counts}")
-    result = ExampleSet.from_segments(
-        [s for e in examples for s in e.segments],
-        completions=LAYOUTS[layout],
-        columns={"desirable": np.array([e.label for e in examples], bool)} if layout == "unpaired" else {},
-        sources=[str(e.where) for e in examples],
-    )
+    result = ExampleSet.from_examples(_padded(examples))
     labels = label_counts(result)
     if not all(labels.values()) and one_class == "reject":
         raise DataError(
@@ -241,6 +266,21 @@ def _finish(
     return result, report
 
 
+def _padded(examples: list[Encoded]) -> Iterator[Example]:
+    """The examples with as many completions as the largest has: the missing ones are empty."""
+    most = max(len(e.completions) for e in examples)
+    empty = np.zeros(0, np.int32)
+    for e in examples:
+        lacking = most - len(e.completions)
+        columns = dict(e.columns)
+        for name, value in columns.items():
+            if isinstance(value, tuple):
+                columns[name] = (*value, *[value[0][:0]] * lacking)
+            elif name in PER_COMPLETION:
+                columns[name] = np.pad(value, (0, lacking))
+        yield Example(e.prompt, (*e.completions, *[empty] * lacking), columns, str(e.where), e.unscored)
+
+
 def label_counts(examples: ExampleSet) -> dict[str, int]:
     """Examples by label; empty where they have none."""
     if "desirable" not in examples.columns:
@@ -255,7 +295,7 @@ def length_facts(examples: ExampleSet) -> dict[str, float]:
     return {
         "prompt mean": round(float(prompt.mean()), 2),
         "prompt max": int(prompt.max()),
-        "completion mean": round(float(completion.mean()), 2),
+        "completion mean": round(float(completion[completion > 0].mean()), 2),
         "completion max": int(completion.max()),
         "longest sequence": int((prompt + completion.max(axis=1)).max()),
     }

@@ -11,26 +11,35 @@ messages or conversations (+ label)    the same, the last turn is the answer
 instruction, instances                 Self-Instruct: one example for each instance
 text                                   plain text
 =====================================  ==========================================================================
+
+Rankings and judged answers are told in `jaxalign.data.ranked` and `jaxalign.data.judged`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
+from jaxalign.data.columns import pair_columns, weights_of
 from jaxalign.data.contract import RowProblem
-from jaxalign.data.conversations import (
-    implicit_prompt,
-    implicit_text_prompt,
-    split_last_answer,
-    split_turns,
-    strip_prompt,
-    to_messages,
+from jaxalign.data.conversations import split_last_answer, split_turns, strip_prompt
+from jaxalign.data.judged import ANSWER_PAIRS, answer_columns, is_stepwise, read_judged, read_steps
+from jaxalign.data.pairs import read_openai, read_pair
+from jaxalign.data.ranked import (
+    ANSWERS,
+    SCORES,
+    is_ranked,
+    is_solutions,
+    is_tree,
+    read_ranked,
+    read_solutions,
+    read_tree,
 )
 from jaxalign.data.records import Messages, Record, Where
+from jaxalign.data.texts import alpaca_prompt, conversation_of, text_or_conversation, with_system
 from jaxalign.data.values import (
     TEXT_OR_CHAT,
-    check_encoding,
     kind_of,
     label_of,
     required,
@@ -56,17 +65,22 @@ COLUMNS = (
     "non_preferred_output",
     "system",
     "tools",
-)
-
-ALPACA = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-ALPACA_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+    "question",
+    *ANSWERS,
+    *SCORES,
+    *(name for pair in ANSWER_PAIRS for name in pair),
+    "labels",
+    "preference",
+    "score_chosen",
+    "score_rejected",
+    "margin",
+    "win_probabilities",
+    "chosen_win_probability",
+    "rejected_win_probability",
+    "absolute",
+    "token_weights",
+    "chosen_token_weights",
+    "rejected_token_weights",
 )
 
 
@@ -85,7 +99,16 @@ def check_columns(columns: Mapping[str, str]) -> None:
         raise ConfigError(problems)
 
 
-def normalise(row: Any, where: Where, *, columns: Mapping[str, str] | None = None, turns: str = "last") -> list[Record]:
+def normalise(
+    row: Any,
+    where: Where,
+    *,
+    columns: Mapping[str, str] | None = None,
+    turns: str = "last",
+    wanted: Collection[str] = (),
+    step_separator: str = "\n",
+    last_step_only: bool = False,
+) -> list[Record]:
     """The row in normal form: one record, or more where a row holds several examples.
 
     Args:
@@ -94,9 +117,13 @@ def normalise(row: Any, where: Where, *, columns: Mapping[str, str] | None = Non
       columns: our column name -> the user's; ``a.b`` reaches into an object.
       turns: which assistant turns of supervised conversations become examples: ``last``, or ``all``, each with what
         comes before it as its prompt.
+      wanted: columns to read, see `jaxalign.data.columns`.
+      step_separator: what stands between two steps of an answer that is given in steps.
+      last_step_only: of the labels of steps, keep that of the last.
 
     Raises:
       RowProblem: the row breaks the contract.
+      NoExample: it is sound, and there is nothing to learn from it.
     """
     if isinstance(row, RowProblem):
         raise row
@@ -108,22 +135,64 @@ def normalise(row: Any, where: Where, *, columns: Mapping[str, str] | None = Non
     def has(name: str) -> bool:
         return row.get(name) is not None
 
+    if is_tree(row):
+        return [_checked(r, _numbers(r)) for r in read_tree(row, where, extras)]
     if has("preferred_output") or has("non_preferred_output"):
-        return [_openai(row, where, extras)]
+        record = _checked(read_openai(row, where, extras), ("preferred_output", "non_preferred_output"))
+        return [_with_columns(record, row, wanted)]
     if has("chosen") or has("rejected"):
-        return [_pair(row, where, extras)]
+        record = _checked(read_pair(row, where, extras), ("chosen", "rejected"))
+        return [_with_columns(record, row, wanted)]
+    if (answers := answer_columns(row)) is not None:
+        record = read_judged(row, where, _given_prompt(row), answers, keep_ties="preference" in wanted)
+        return [_with_columns(_checked(record, answers), row, wanted)]
+    if is_stepwise(row):
+        record = read_steps(row, where, _given_prompt(row), step_separator, last_step_only)
+        return [_checked(record, ("completions",))]
+    if is_ranked(row):
+        record = read_ranked(row, where, extras)
+        return [_checked(record, _numbers(record))]
+    if is_solutions(row):
+        record = read_solutions(row, where)
+        return [_checked(record, _numbers(record))]
     if has("conversations") or has("messages"):
-        return _conversation(row, where, extras, turns)
+        return [_with_columns(r, row, wanted) for r in _conversation(row, where, extras, turns)]
     if has("completion"):
-        return [_completion(row, where, "prompt" if "prompt" in row else None, "completion", extras)]
+        record = _completion(row, where, "prompt" if "prompt" in row else None, "completion", extras)
+        return [_with_columns(record, row, wanted)]
     if has("instruction") and has("instances"):
         return _instances(row, where)
     if has("output") and "instruction" in row:
-        return [_completion(row, where, None, "output", extras)]
+        return [_with_columns(_completion(row, where, None, "output", extras), row, wanted)]
     if has("text"):
         record = Record(where, "text", "", (text_of(row["text"], "text"),))
-        return [_checked(record, ("text",))]
+        return [_with_columns(_checked(record, ("text",)), row, wanted)]
     raise _unrecognised(row)
+
+
+def _numbers(record: Record) -> tuple[str, ...]:
+    """Names of a ranking's answers, for messages."""
+    return tuple(f"answer {i}" for i in range(1, len(record.completions) + 1))
+
+
+def _with_columns(record: Record, row: Mapping[str, Any], wanted: Collection[str]) -> Record:
+    """The record with what the row says beside the texts, as far as it is wanted."""
+    if not wanted:
+        return record
+    if len(record.completions) == 1:
+        if "token_weights" not in wanted or row.get("token_weights") is None:
+            return record
+        return replace(record, columns={"token_weights": (weights_of(row["token_weights"], "token_weights"),)})
+    judged = record.columns.get("preference")
+    read = {**row, "preference": judged} if judged is not None else row
+    return replace(record, columns={**record.columns, **pair_columns(read, wanted)})
+
+
+def _given_prompt(row: Mapping[str, Any]) -> str | Messages:
+    """The prompt of a judged row, or its instruction in Alpaca's form."""
+    if row.get("prompt") is None and row.get("instruction") is not None:
+        return alpaca_prompt(row)
+    return text_or_conversation(required(row, "prompt"), "prompt")
 
 
 def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
@@ -159,122 +228,9 @@ def _unrecognised(row: Mapping[str, Any]) -> RowProblem:
     )
 
 
-def _conv(value: Any, name: str) -> Messages:
-    messages = to_messages(value, name)
-    for message in messages:
-        check_encoding(message["content"], name)
-    return messages
-
-
-def _text_or_conv(value: Any, name: str) -> str | Messages:
-    if isinstance(value, list | tuple | Mapping):
-        return _conv(value, name)
-    return text_of(value, name, TEXT_OR_CHAT)
-
-
-def _alpaca(row: Mapping[str, Any]) -> str:
-    instruction = text_of(required(row, "instruction", "str"), "instruction")
-    if row.get("history"):
-        raise RowProblem("wrong type", "'history' of Alpaca rows is not read (expected conversations or messages)")
-    given = text_of(row["input"], "input") if row.get("input") is not None else ""
-    template = ALPACA_INPUT if given.strip() else ALPACA
-    return template.format(instruction=instruction, input=given)
-
-
-def _with_system(messages: Messages, row: Mapping[str, Any]) -> Messages:
-    system = row.get("system")
-    if isinstance(system, str) and system.strip() and (not messages or messages[0]["role"] != "system"):
-        check_encoding(system, "system")
-        return [{"role": "system", "content": system}, *messages]
-    return messages
-
-
-def _openai(row: Mapping[str, Any], where: Where, extras: dict[str, Any]) -> Record:
-    given = required(row, "input", "object with messages")
-    if not isinstance(given, Mapping) or "messages" not in given:
-        raise RowProblem("wrong type", f"'input' is {kind_of(given)} (expected an object with messages)")
-    prompt = _conv(given["messages"], "input.messages")
-    answers = [
-        strip_prompt(prompt, _conv(required(row, name), name), name)
-        for name in ("preferred_output", "non_preferred_output")
-    ]
-    if extras["tools"] is None:
-        extras = {**extras, "tools": tools_of(given.get("tools"))}
-    notes = tuple({note for _, ns in answers for note in ns})
-    record = Record(where, "pairs (OpenAI)", prompt, tuple(a for a, _ in answers), notes=notes, **extras)
-    return _checked(record, ("preferred_output", "non_preferred_output"))
-
-
-def _pair(row: Mapping[str, Any], where: Where, extras: dict[str, Any]) -> Record:
-    chosen, rejected = (_text_or_conv(required(row, name), name) for name in ("chosen", "rejected"))
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        kinds = ("a string", "a conversation") if isinstance(chosen, str) else ("a conversation", "a string")
-        raise RowProblem("wrong type", f"'chosen' is {kinds[0]} and 'rejected' is {kinds[1]} (expected the same)")
-    names = ("chosen", "rejected")
-    given = row.get("prompt")
-    shape = "prompt, chosen, rejected"
-    if given is None and "prompt" in row and not any(row.get(n) for n in ("conversations", "messages", "instruction")):
-        raise RowProblem("null", f"'prompt' is null (expected {TEXT_OR_CHAT})")
-    if given is None and row.get("conversations") is not None:
-        given, shape = _with_system(_conv(row["conversations"], "conversations"), row), "pairs (ShareGPT)"
-    elif given is None and row.get("instruction") is not None:
-        given, shape = _alpaca(row), "pairs (Alpaca)"
-    if isinstance(chosen, str):
-        assert isinstance(rejected, str)
-        if given is None:
-            prompt, *answers = implicit_text_prompt(chosen, rejected)
-            return _checked(Record(where, "chosen, rejected (text)", prompt, tuple(answers)), names)
-        prompt = _text_or_conv(given, "prompt")
-        if isinstance(prompt, str):
-            record = Record(where, f"{shape}" if "(" in shape else f"{shape} (text)", prompt, (chosen, rejected))
-            return _checked(record, names)
-        answers = tuple([{"role": "assistant", "content": a}] for a in (chosen, rejected))
-        return _checked(Record(where, f"{shape}, chat prompt and text answers", prompt, answers, **extras), names)
-    assert not isinstance(rejected, str)
-    if given is None:
-        prompt, first, second, notes = implicit_prompt(chosen, rejected)
-        record = Record(
-            where, "chosen, rejected (chat)", _with_system(prompt, row), (first, second), notes=notes, **extras
-        )
-        return _checked(record, names)
-    prompt = _text_or_conv(given, "prompt")
-    if isinstance(prompt, str):
-        return _checked(_repeated_prompt(prompt, chosen, rejected, row, where, extras), names)
-    answers = [strip_prompt(prompt, a, n) for a, n in ((chosen, "chosen"), (rejected, "rejected"))]
-    notes = tuple({note for _, ns in answers for note in ns})
-    shape = shape if "(" in shape else f"{shape} (chat)"
-    return _checked(Record(where, shape, prompt, tuple(a for a, _ in answers), notes=notes, **extras), names)
-
-
-def _repeated_prompt(
-    prompt: str, chosen: Messages, rejected: Messages, row: Mapping[str, Any], where: Where, extras: dict[str, Any]
-) -> Record:
-    """UltraFeedback's shape: a prompt as a string, and conversations that say it again."""
-    if chosen[0]["role"] == rejected[0]["role"] == "assistant":
-        messages = _with_system([{"role": "user", "content": prompt}], row)
-        return Record(where, "text prompt, chat answers", messages, (chosen, rejected), **extras)
-    messages, first, second, notes = implicit_prompt(chosen, rejected)
-    said = {" ".join(m["content"].split()) for m in messages if m["role"] == "user"}
-    if " ".join(prompt.split()) not in said:
-        raise RowProblem(
-            "prompt not repeated",
-            "'prompt' is not a user turn of 'chosen' and 'rejected' (expected the answers alone, or conversations "
-            "that begin with the prompt)",
-        )
-    notes = (*notes, "prompt repeated in the answers, taken out")
-    return Record(
-        where,
-        "text prompt, full conversations (UltraFeedback)",
-        _with_system(messages, row),
-        (first, second),
-        notes=notes,
-        **extras,
-    )
-
-
 def _conversation(row: Mapping[str, Any], where: Where, extras: dict[str, Any], turns: str) -> list[Record]:
     name = "conversations" if row.get("conversations") is not None else "messages"
-    messages = _with_system(_conv(row[name], name), row)
+    messages = with_system(conversation_of(row[name], name), row)
     label = label_of(row)
     shape = {"conversations": "conversations (ShareGPT)", "messages": "messages"}[name]
     shape += ", label" if label is not None else ""
@@ -285,10 +241,10 @@ def _conversation(row: Mapping[str, Any], where: Where, extras: dict[str, Any], 
 def _completion(
     row: Mapping[str, Any], where: Where, prompt_name: str | None, name: str, extras: dict[str, Any]
 ) -> Record:
-    answer = _text_or_conv(required(row, name), name)
+    answer = text_or_conversation(required(row, name), name)
     if prompt_name is None and "instruction" not in row:
         raise RowProblem("missing column", "'prompt' is missing (the row has 'completion')")
-    prompt = _text_or_conv(required(row, prompt_name), prompt_name) if prompt_name else _alpaca(row)
+    prompt = text_or_conversation(required(row, prompt_name), prompt_name) if prompt_name else alpaca_prompt(row)
     label = label_of(row)
     notes: tuple[str, ...] = ()
     if isinstance(prompt, str) != isinstance(answer, str):
@@ -313,7 +269,7 @@ def _instances(row: Mapping[str, Any], where: Where) -> list[Record]:
     records = []
     for instance in instances:
         answer = text_of(required(instance, "output", "str"), "output")
-        prompt = _alpaca({"instruction": row["instruction"], "input": instance.get("input")})
+        prompt = alpaca_prompt({"instruction": row["instruction"], "input": instance.get("input")})
         records.append(_checked(Record(where, "instances (Self-Instruct)", prompt, (answer,)), ("output",)))
     return records
 

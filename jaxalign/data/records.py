@@ -47,11 +47,16 @@ class Record:
       where: the row.
       shape: how it was recognised, for the report.
       prompt: plain text, or a conversation that ends with a turn to answer.
-      completions: answers of the same kind: ``(chosen, rejected)``, or one.
+      completions: answers of the same kind: ``(chosen, rejected)``, one, or K that `ranked` says are in no order.
       label: whether the only answer is desirable; None where the data does not say.
       tools: tool descriptions for the chat template.
       template_arguments: further arguments for the chat template (``chat_template_kwargs``).
       notes: what normalising did that the report counts.
+      ranked: the answers are told apart by ``columns["scores"]``, not by their places.
+      columns: what else the row says: ``scores`` and ``win_probabilities`` (one a completion), ``preference``,
+        ``absolute``, ``labels`` (which of a ranking's answers are right), ``token_weights`` (a list a completion),
+        ``step_labels`` (where each step of the answer's text ends, and its label), ``degrees``.
+      unscored: how many of the last completions are read and never scored.
     """
 
     where: Where
@@ -62,6 +67,9 @@ class Record:
     tools: list[Any] | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    ranked: bool = False
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    unscored: int = 0
 
     @property
     def is_chat(self) -> bool:

@@ -232,7 +232,13 @@ class Truncated:
 
 
 def truncate(
-    prompt: Ids, completions: Sequence[Ids], limits: Limits, *, bos: int | None = None, cut: bool = True
+    prompt: Ids,
+    completions: Sequence[Ids],
+    limits: Limits,
+    *,
+    bos: int | None = None,
+    cut: bool = True,
+    pair: bool | None = None,
 ) -> Truncated:
     """Cut an example to the limits: prompts on the left, behind their BOS; completions on the right.
 
@@ -244,6 +250,7 @@ def truncate(
       limits: the longest lengths.
       bos: id that stays at the start of a cut prompt.
       cut: False = an example that does not fit is not cut but unusable, ``too long``.
+      pair: whether the first two must still differ when they are cut; None = if there are two.
     """
     unlimited = len(prompt) + max(map(len, completions))
     total = unlimited if limits.max_length is None else limits.max_length
@@ -267,7 +274,8 @@ def truncate(
     short = _keep_end(prompt, size, bos)
     answers = tuple(list(c[:k]) for c, k in zip(completions, kept, strict=True))
     lost = tuple(k < len(c) for k, c in zip(kept, completions, strict=True))
-    same = len(answers) == 2 and answers[0] == answers[1] and list(completions[0]) != list(completions[1])
+    pair = len(answers) == 2 if pair is None else pair
+    same = pair and answers[0] == answers[1] and list(completions[0]) != list(completions[1])
     return Truncated(
         short,
         answers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,17 @@ def load_tokenizer(folder: str | Path) -> Any:
             "tokenizer_config.json."
         )
     return tokenizer
+
+
+def token_texts(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
+    """What each token adds to the text before it: alone, many a token would lose the space that it starts with.
+
+    A token that is a part of a character is shown by its name in the vocabulary.
+    """
+    for i, token in enumerate(ids):
+        before = list(ids[max(0, i - 4) : i])
+        text, whole = tokenizer.decode(before), tokenizer.decode([*before, token])
+        if whole.startswith(text) and "\ufffd" not in whole:
+            yield whole.removeprefix(text)
+        else:
+            yield str(tokenizer.convert_ids_to_tokens(token))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,3 +93,19 @@ def label_of(row: Mapping[str, Any]) -> bool | None:
         return value == 1
     hint = "; write -1 as 0" if value == -1 else ""
     raise RowProblem("label invalid", f"{name!r} is {value!r} (expected true/false or 1/0{hint})")
+
+
+def number_of(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number, also one written as text, from `low` to `high`."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or not low <= number <= high:
+        within = "" if math.isinf(low) else f" from {low:g} to {high:g}"
+        raise RowProblem("score invalid", f"{name!r} is {_shown(value)} (expected a number{within})")
+    return number
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, int | float | str) and len(str(value)) < 40 else kind_of(value)

@@ -495,7 +495,7 @@ def test_options_are_checked_together(tiny):
     with pytest.raises(ConfigError) as error:
         load_examples([good()], tiny, layout="pairs", tokenization="seperate", truncation="keep_end")  # type: ignore[arg-type]
     assert len(error.value.problems) == 3
-    assert "data.layout: 'pairs' (expected one of single, paired, unpaired)" in error.value.problems
+    assert "data.layout: 'pairs' (expected one of single, paired, unpaired, ranked)" in error.value.problems
 
 
 def test_a_tokenizer_without_an_end(tiny):

@@ -1,0 +1,120 @@
+"""What a method may want from the data beside texts: how rows spell it, and how it is read.
+
+A column is read only where it is wanted, so that other columns of the same names do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from jaxalign.data.contract import RowProblem
+from jaxalign.data.values import kind_of, number_of
+from jaxalign.errors import ConfigError, did_you_mean
+
+SPELLINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "scores": "score_chosen and score_rejected (or chosen_score, chosen_rating; also inside metadata), or margin",
+        "win_probabilities": "chosen_win_probability and rejected_win_probability, or preference",
+        "preference": "preference, from 0 to 1, or annotators' votes",
+        "absolute": "absolute, true/false, or solutions with is_correct",
+        "token_weights": "chosen_token_weights and rejected_token_weights, or token_weights",
+        "step_labels": "completions, the steps, and labels, true/false for each",
+    }
+)
+"""For each column, what rows may call it."""
+
+MADE = ("marked", "degrees")
+"""Columns that are made of the texts."""
+
+LAYOUT_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "single": ("token_weights", "step_labels"),
+        "paired": ("scores", "win_probabilities", "preference", "absolute", "token_weights", *MADE),
+        "unpaired": ("desirable", "token_weights"),
+        "ranked": ("scores", "win_probabilities", "token_weights"),
+    }
+)
+
+
+def check_needs(needs: Collection[str], layout: str) -> None:
+    """Check the columns that a method wants.
+
+    Raises:
+      ConfigError: data of this layout have no such column.
+    """
+    known = LAYOUT_COLUMNS[layout]
+    problems = [
+        f"data: the layout {layout} has no column {name!r} (expected some of {', '.join(known)})."
+        f"{did_you_mean(name, known)}"
+        for name in needs
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def missing(name: str, shape: str) -> RowProblem:
+    """The problem of a row that lacks a wanted column."""
+    return RowProblem(
+        "missing column",
+        f"the method needs {name!r}, and a row of the shape {shape} does not say it (expected {SPELLINGS[name]})",
+    )
+
+
+def pair_columns(row: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any]:
+    """What a row with a chosen and a rejected answer says of them; without what it does not say.
+
+    Raises:
+      RowProblem: a value is not what it should be.
+    """
+    found: dict[str, Any] = {}
+    if "scores" in wanted and (scores := _two(row, ("score", "rating"))) is not None:
+        found["scores"] = scores
+    elif "scores" in wanted and row.get("margin") is not None:
+        found["scores"] = (number_of(row["margin"], "margin"), 0.0)
+    preference = None
+    if row.get("preference") is not None and {"preference", "win_probabilities"} & set(wanted):
+        preference = number_of(row["preference"], "preference", 0.0, 1.0)
+    if "preference" in wanted and preference is not None:
+        found["preference"] = preference
+    if "win_probabilities" in wanted:
+        given = _two(row, ("win_probability",), 0.0, 1.0)
+        if given is None and preference is not None:
+            given = (preference, 1.0 - preference)
+        if given is not None:
+            found["win_probabilities"] = given
+    if "absolute" in wanted and row.get("absolute") is not None:
+        found["absolute"] = _flag(row["absolute"], "absolute")
+    if "token_weights" in wanted:
+        names = ("chosen_token_weights", "rejected_token_weights")
+        if all(row.get(name) is not None for name in names):
+            found["token_weights"] = tuple(weights_of(row[name], name) for name in names)
+    return found
+
+
+def weights_of(value: Any, name: str) -> list[float]:
+    """A list of numbers, one for each token of an answer, its terminator included."""
+    if not isinstance(value, list | tuple):
+        raise RowProblem("wrong type", f"{name!r} is {kind_of(value)} (expected a list of numbers, one a token)")
+    return [number_of(v, name) for v in value]
+
+
+def _two(row: Mapping[str, Any], words: tuple[str, ...], *bounds: float) -> tuple[float, float] | None:
+    """Numbers of the chosen and the rejected answer, whatever the order of the words in their names."""
+    metadata = row.get("metadata")
+    for place, values in (("", row), ("metadata.", metadata if isinstance(metadata, Mapping) else {})):
+        for word in words:
+            for form in (f"{word}_{{}}", f"{{}}_{word}", f"{{}}-{word}"):
+                names = [form.format(side) for side in ("chosen", "rejected")]
+                if all(values.get(name) is not None for name in names):
+                    first, second = (number_of(values[name], place + name, *bounds) for name in names)
+                    return first, second
+    return None
+
+
+def _flag(value: Any, name: str) -> bool:
+    if isinstance(value, bool) or value in (0, 1):
+        return bool(value)
+    raise RowProblem("label invalid", f"{name!r} is {value!r} (expected true/false)")
