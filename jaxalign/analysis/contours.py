@@ -31,8 +31,8 @@ def contour(x: np.ndarray, y: np.ndarray, values: np.ndarray, level: float) -> l
                 share = float((level - values[one]) / (values[other] - values[one]))
                 (r0, c0), (r1, c1) = one, other
                 ends.append((float(x[c0] + share * (x[c1] - x[c0])), float(y[r0] + share * (y[r1] - y[r0]))))
-        if len(ends) == 4 and above[corners[0]] == (np.mean([values[corner] for corner in corners]) > level):
-            ends = ends[1:] + ends[:1]  # a saddle: the middle belongs to the first corner
+        if len(ends) == 4 and above[corners[0]] != (np.mean([values[corner] for corner in corners]) > level):
+            ends = ends[1:] + ends[:1]  # a saddle: the middle is not of the first corner's side, which is cut off
         pieces += [(ends[i], ends[i + 1]) for i in range(0, len(ends), 2)]
     return pieces
 

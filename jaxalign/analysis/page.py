@@ -7,8 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jaxalign.errors import ConfigError
-
 STYLE = """
 :root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1d2125; --soft: #5d666f; --rule: #e3e5e8; --card: #f4f5f6;
   --up: 31 95 208; --down: 196 84 10; }
@@ -49,20 +47,13 @@ def html(title: str, body: str, style: str = "") -> str:
     )
 
 
-def check_target(path: str | Path) -> Path:
-    """The file to write.
-
-    Raises:
-      ConfigError: it is neither .html nor .json, or its folder is none.
-    """
-    path = Path(path)
+def target_problems(path: Path) -> list[str]:
+    """Why the analysis cannot be written to this file, one line each."""
     if path.suffix not in (".html", ".json"):
-        raise ConfigError(
-            f"--out: got {str(path)!r}, expected a file that ends in .html (a page) or .json (the numbers)."
-        )
+        return [f"--out: got {str(path)!r}, expected a file that ends in .html (a page) or .json (the numbers)."]
     if path.is_dir() or any(parent.is_file() for parent in path.parents):
-        raise ConfigError(f"--out: got {str(path)!r}, where no file can be written.")
-    return path
+        return [f"--out: got {str(path)!r}, where no file can be written."]
+    return []
 
 
 def write(path: Path, page: str, numbers: Any) -> None:

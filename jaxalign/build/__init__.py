@@ -3,6 +3,7 @@
 Each function is what a verb of the command does, and can be called from Python just so.
 """
 
+from jaxalign.build.analyse import token_credit
 from jaxalign.build.data import CheckedData, check_data
 from jaxalign.build.evaluate import evaluate
 from jaxalign.build.export import convert
@@ -10,4 +11,4 @@ from jaxalign.build.generate import generate
 from jaxalign.build.reference import cache_reference
 from jaxalign.build.train import train
 
-__all__ = ["CheckedData", "cache_reference", "check_data", "convert", "evaluate", "generate", "train"]
+__all__ = ["CheckedData", "cache_reference", "check_data", "convert", "evaluate", "generate", "token_credit", "train"]

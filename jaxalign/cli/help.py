@@ -100,6 +100,28 @@ examples:
   jaxalign methods --data=paired
   jaxalign methods kto
 """,
+    "analyse-field": """\
+Draw where a method pushes: its loss and gradient over the log-ratios of the chosen and the rejected completion.
+Any method of pairs that sees nothing else can be drawn; nothing is trained and no model is read. The page shows arrows
+of descent over lines of equal loss, and which of the two probabilities is pushed harder. A loss that depends on the
+log-probabilities themselves (no reference, or a likelihood term) needs --origin. Options of the method are flags too.
+
+examples:
+  jaxalign analyse-field --method=ipo --out=ipo.html
+  jaxalign analyse-field --method=dpo --beta=0.5 --label-smoothing=0.1 --extent=8 --out=dpo.html
+  jaxalign analyse-field --method=cpo --origin=-40,-50 --lengths=20,25 --out=cpo.json
+""",
+    "analyse-credit": """\
+Show which tokens earn the reward of an aligned model: beta times the log-ratio to its reference, token by token.
+The first held-out examples of the run are scored by its exported model and by its reference. The page colours each
+token of the completions by its credit; a file for JSON has texts, log-probabilities and credit.
+
+examples:
+  jaxalign analyse-credit --workdir=runs/dpo --out=credit.html
+  jaxalign analyse-credit --workdir=runs/dpo --count=50 --out=credit.json
+  jaxalign analyse-credit --model=ALIGNED --out=credit.html --config=configs/paired.py:dpo \\
+      --config.model.path=START --config.data.train=pairs.jsonl
+""",
     "check-data": """\
 Read and tokenise the data of --config as training would, without reading weights, and tell what was found: rows kept
 and dropped by reason, truncation, lengths, where tokens merge across the end of the prompt. --show prints examples

@@ -13,7 +13,7 @@ from jaxalign.config_fields import nearest
 from jaxalign.config_transport import take_overrides
 from jaxalign.errors import ConfigError, did_you_mean
 
-CONFIGURED = ("train", "evaluate", "cache-reference", "check-data")
+CONFIGURED = ("train", "evaluate", "cache-reference", "check-data", "analyse-credit")
 """The verbs that take a configuration."""
 
 
@@ -38,6 +38,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if first not in verbs:
         raise ConfigError(f"unknown verb {first!r}, expected one of {', '.join(verbs)}.{did_you_mean(first, verbs)}")
     args, unknown = parser.parse_known_args(words)
+    if first == "analyse-field":  # its other flags are the method's options
+        args.method_options, unknown = _method_options(unknown)
     flags = [flag for action in verbs[first]._actions for flag in action.option_strings if flag.startswith("--")]
     for word in unknown:
         if word.startswith("-"):
@@ -50,6 +52,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         problems.append(f"--config.{overrides[0][0]}: {first} takes no configuration.")
     args.overrides, args.problems = overrides, problems
     return args
+
+
+def _method_options(words: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """``--name=value`` and ``--name value`` as names and texts, and the words that are none of both."""
+    options: list[tuple[str, str]] = []
+    rest: list[str] = []
+    places = iter(range(len(words)))
+    for i in places:
+        name, equals, text = words[i].partition("=")
+        if name.startswith("--") and not equals and i + 1 < len(words) and not words[i + 1].startswith("--"):
+            equals, text = "=", words[next(places)]
+        if name.startswith("--") and equals:
+            options.append((name.removeprefix("--").replace("-", "_"), text))
+        else:
+            rest.append(words[i])
+    return options, rest
 
 
 def _config_hint(name: str, verb: str, *, exact: bool = True) -> str:
@@ -83,6 +101,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         ("evaluate", "folder of a run: its configuration and exported model"),
         ("cache-reference", "folder of a run: its configuration"),
         ("check-data", "folder of a run: its configuration"),
+        ("analyse-credit", "folder of a run: its configuration and exported model"),
         ("quickstart", "folder for what it makes (default: %(default)s)"),
     ):
         default = "workdir/quickstart" if name == "quickstart" else None
@@ -95,6 +114,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     verbs["quickstart"].add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
     verbs["methods"].add_argument("name", nargs="?", metavar="NAME", help="describe this one")
     verbs["methods"].add_argument("--data", metavar="LAYOUT", help="only those for single, paired, unpaired, ... data")
+    _analysis_flags(verbs["analyse-field"], verbs["analyse-credit"])
     _generate_flags(verbs["generate"])
     convert = verbs["convert"]
     convert.add_argument(
@@ -103,6 +123,20 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     convert.add_argument("--to", dest="target", required=True, metavar="FOLDER", help="folder to write")
     convert.add_argument("--dtype", choices=("bfloat16", "float32"), help="precision (default: as stored)")
     return parser, verbs
+
+
+def _analysis_flags(field: argparse.ArgumentParser, credit: argparse.ArgumentParser) -> None:
+    add = field.add_argument
+    add("--method", required=True, metavar="NAME", help="a paired method; its options are flags too: --beta=0.2")
+    add("--extent", type=float, default=4.0, metavar="X", help="draw log-ratios from -X to X (default: %(default)s)")
+    add("--points", type=int, default=57, metavar="N", help="points of the grid along an axis (default: %(default)s)")
+    add("--origin", metavar="CHOSEN,REJECTED", help="log-probabilities at log x = 0, if the loss depends on them")
+    add("--lengths", default="1,1", metavar="CHOSEN,REJECTED", help="tokens of the completions (default: %(default)s)")
+    add = credit.add_argument
+    add("--model", metavar="PATH", help="look into this model instead: folder or hub id")
+    add("--count", type=int, default=8, metavar="N", help="how many examples (default: %(default)s)")
+    for parser in (field, credit):
+        parser.add_argument("--out", required=True, metavar="FILE", help=".html for a page, .json for the numbers")
 
 
 def _generate_flags(parser: argparse.ArgumentParser) -> None:

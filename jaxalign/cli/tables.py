@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxalign.data.tokenizer import token_texts
+
 
 def report_lines(name: str, report: Mapping[str, Any]) -> Iterator[str]:
     """A nested report, a value a line, aligned."""
@@ -37,17 +39,6 @@ def example_lines(example: Any, tokenizer: Any) -> Iterator[str]:
     for name, ids in parts:
         scored = "" if name == "prompt" else ", all scored"
         yield f"  {name} ({len(ids)} tokens{scored})"
-        yield "    " + "|".join(_pieces([int(i) for i in ids], tokenizer)).replace("\n", "\\n")
+        yield "    " + "|".join(token_texts([int(i) for i in ids], tokenizer)).replace("\n", "\\n")
     for name, value in example.columns.items():
         yield f"  {name}: {value}"
-
-
-def _pieces(ids: list[int], tokenizer: Any) -> Iterator[str]:
-    """What each token adds to the text before it: alone, many a token would lose the space that it starts with."""
-    for i, token in enumerate(ids):
-        before = ids[max(0, i - 4) : i]
-        text, whole = tokenizer.decode(before), tokenizer.decode([*before, token])
-        if whole.startswith(text) and "\ufffd" not in whole:
-            yield whole.removeprefix(text)
-        else:  # part of a character
-            yield str(tokenizer.convert_ids_to_tokens(token))

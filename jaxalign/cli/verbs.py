@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from jaxalign.config import RunConfig, read_dict, resolve
+from jaxalign.config_fields import literal
 from jaxalign.config_transport import load, override
-from jaxalign.errors import ConfigError, DataError
+from jaxalign.errors import ConfigError, DataError, did_you_mean
 
 STOPPED = 128 + 15
 """The exit code of a run that a signal stopped: what a process killed by SIGTERM has."""
@@ -191,6 +193,68 @@ def methods(args: Namespace) -> int:
     return 0
 
 
+def analyse_field(args: Namespace) -> int:
+    """Draws a method's gradient field."""
+    from jaxalign.analysis import field_page, page
+    from jaxalign.analysis.field import gradient_field
+    from jaxalign.docstrings import read_docstring
+    from jaxalign.methods import get_method
+
+    problems = list(args.problems)
+    method = get_method(args.method)
+    options: dict[str, Any] = {}
+    for name, text in args.method_options:
+        if name in method.options:
+            options[name] = literal(text)
+        else:
+            names = ("method", "out", "extent", "points", "origin", "lengths", *method.options)
+            flags = [f"--{known}" for known in names]
+            hint = did_you_mean(f"--{name}", flags)
+            problems.append(f"unknown flag --{name}, expected one of {', '.join(flags)}.{hint}")
+    problems += method.check_options(options)
+    origin = _two_numbers("--origin", args.origin, problems) if args.origin else None
+    lengths = _two_numbers("--lengths", args.lengths, problems)
+    if not 0 < args.extent < 1e6:
+        problems.append(f"--extent: got {args.extent}, expected a number above 0.")
+    if not 5 <= args.points <= 1001:
+        problems.append(f"--points: got {args.points}, expected 5 to 1001.")
+    target = Path(args.out)
+    problems += page.target_problems(target)
+    stop_at(problems)
+    field = gradient_field(
+        method, options, extent=args.extent, points=args.points, origin=origin, lengths=lengths or (1.0, 1.0)
+    )
+    formula = read_docstring(method.objective).formula
+    page.write(target, field_page.render(field, formula) if target.suffix == ".html" else "", field.as_dict())
+    print(f"wrote {target}")
+    return 0
+
+
+def _two_numbers(flag: str, text: str, problems: list[str]) -> tuple[float, float] | None:
+    """Numbers for the chosen and the rejected completion; what is wrong joins the problems."""
+    parts = [literal(part) for part in text.split(",")]
+    numbers = [part for part in parts if isinstance(part, int | float) and math.isfinite(part)]
+    if len(parts) != 2 or len(numbers) != 2:
+        problems.append(f"{flag}: got {text!r}, expected two numbers, CHOSEN,REJECTED, such as {flag}=-40,-50.")
+        return None
+    return float(numbers[0]), float(numbers[1])
+
+
+def analyse_credit(args: Namespace) -> int:
+    """Shows the credit of each token."""
+    from jaxalign.analysis import credit_page, page
+
+    target = Path(args.out)
+    args.problems += page.target_problems(target)
+    config = configuration(args)
+    from jaxalign import build
+
+    found = build.token_credit(config, args.workdir, args.model, count=args.count)
+    page.write(target, credit_page.render(found), found.as_dict())
+    print(f"wrote {target}")
+    return 0
+
+
 def quickstart(args: Namespace) -> int:
     """Runs the demonstration."""
     stop_at(args.problems)
@@ -207,6 +271,8 @@ VERBS: Mapping[str, Callable[[Namespace], int]] = {
     "cache-reference": cache_reference,
     "convert": convert,
     "methods": methods,
+    "analyse-field": analyse_field,
+    "analyse-credit": analyse_credit,
     "check-data": check_data,
     "quickstart": quickstart,
 }

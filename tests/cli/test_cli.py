@@ -112,7 +112,12 @@ def test_version():
         (["generate", "--model=m", "--temprature=1", "hello"], ["Did you mean '--temperature'?"]),
         (["generate", "--model=m", "--file=f", "hello"], ["--file: got a file beside prompts"]),
         (["methods", "--config.train.steps=1"], ["methods takes no configuration"]),
-        (["methods", "dpp"], ["method.name: got 'dpp'", "Did you mean 'dpo'?"]),
+        (["methods", "simpoo"], ["method.name: got 'simpoo'", "Did you mean 'simpo'?"]),
+        (
+            ["methods", "--data=pared"],
+            ["--data: got 'pared', expected one of", "Did you mean 'paired'?"],
+        ),
+        (["methods", "dpo", "--data=paired"], ["--data: got a layout beside a NAME"]),
         (["convert", "--from=a"], ["required: --to"]),
         (["convert", "--from=a", "--to=b", "--dtype=half"], ["invalid choice: 'half'"]),
         (["evaluate", "--workdir=nowhere"], ["--config: missing", "is not there"]),

@@ -1,0 +1,105 @@
+"""Credit maps of real runs: against the plain path, one sequence at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jaxalign import build
+from jaxalign.errors import ConfigError
+from tests.build.conftest import Judge, written_pairs
+
+BETA = 0.3
+
+
+@pytest.fixture(scope="module")
+def run(finished):
+    return finished(method__beta=BETA)
+
+
+@pytest.mark.parametrize("mode", ["live", "cached"])
+def test_equals_the_plain_path(world, run, configure, mode):
+    config = configure(method__beta=BETA, reference__mode=mode)
+    found = build.token_credit(config, run.workdir, count=3)
+    assert (found.method, found.beta, found.reference) == ("dpo", BETA, str(world.model))
+    assert len(found.examples) == 3
+    pairs = {pair["prompt"]: pair for pair in written_pairs()}
+    policy, reference = Judge.of(run.workdir / "export"), Judge.of(world.model)
+    for example in found.examples:
+        pair = pairs[example.prompt.removeprefix("<s>")]
+        assert [completion.name for completion in example.completions] == ["chosen", "rejected"]
+        wanted = zip(example.completions, policy.pair_logps(pair), reference.pair_logps(pair), strict=True)
+        for completion, own, theirs in wanted:
+            assert np.abs(completion.policy - own).max() < 1e-4
+            assert np.abs(completion.reference - theirs).max() < 1e-4
+            assert np.abs(completion.credit - BETA * (own - theirs)).max() < 1e-4
+            assert completion.total == pytest.approx(BETA * (own.sum() - theirs.sum()), abs=1e-3)
+            text = "".join(completion.tokens)
+            assert text == pair[completion.name] + "</s>"
+
+
+def test_agrees_with_evaluation(run, configure):
+    """The mean reward over all held-out pairs is that of `evaluate`."""
+    config = configure(method__beta=BETA)
+    found = build.token_credit(config, run.workdir, count=1000)
+    metrics = build.evaluate(config, run.workdir)
+    rewards = [example.completions[0].total for example in found.examples]
+    assert len(rewards) == 8
+    assert np.mean(rewards) == pytest.approx(metrics["eval_rewards/chosen"], abs=1e-4)
+    margins = [example.margin for example in found.examples]
+    assert np.mean([margin > 0 for margin in margins if margin is not None]) == pytest.approx(
+        metrics["eval_rewards/accuracies"]
+    )
+
+
+def test_the_start_has_earned_nothing(world, configure):
+    found = build.token_credit(configure(), model=str(world.model), count=2)
+    assert all(not completion.credit.any() for example in found.examples for completion in example.completions)
+
+
+def test_batches_do_not_matter(run, configure):
+    one, many = (
+        build.token_credit(configure(method__beta=BETA, evaluation__batch_size=size), run.workdir, count=5)
+        for size in (1, 4)
+    )
+    assert [example.source for example in one.examples] == [example.source for example in many.examples]
+    for a, b in zip(one.examples, many.examples, strict=True):
+        for own, other in zip(a.completions, b.completions, strict=True):
+            assert own.tokens == other.tokens
+            assert np.abs(own.credit - other.credit).max() < 1e-5
+
+
+def test_mismatched_partners_are_left_out(world, configure):
+    """KTO puts another example's answer behind each prompt; it gets no credit here, and pairs are single answers."""
+    found = build.token_credit(configure(method__name="kto", reference__mode="cached"), model=str(world.twin), count=2)
+    for example in found.examples:
+        assert [completion.name for completion in example.completions] == ["completion"]
+        assert example.margin is None
+        assert example.completions[0].credit.any()
+
+
+def test_no_reference(world, configure):
+    found = build.token_credit(configure(method__name="simpo"), model=str(world.model), count=1)
+    assert found.reference is None
+    completion = found.examples[0].completions[0]
+    assert np.allclose(completion.credit, found.beta * completion.policy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "text"),
+    [
+        ({}, None, "--workdir: missing"),
+        ({"reference__mode": "moving"}, "model", "reference.mode: got 'moving'"),
+        ({"reference__mode": "cached", "reference__source": "foreign"}, "model", "has its own tokenizer or template"),
+    ],
+)
+def test_what_has_no_credit(world, configure, changes, model, text):
+    if changes.get("reference__source") == "foreign":
+        changes = {**changes, "reference__source": world.foreign}
+    with pytest.raises(ConfigError, match=text):
+        build.token_credit(configure(**changes), model=model and str(world.model))
+
+
+def test_a_run_without_export(tmp_path, configure):
+    with pytest.raises(ConfigError, match=r"has no export/ to look into.*"):
+        build.token_credit(configure(), tmp_path, count=0)

@@ -1,0 +1,85 @@
+"""The verbs that analyse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxalign.cli import main
+
+
+def test_a_field_is_written(tmp_path: Path, capsys):
+    for name in ("field.html", "field.json"):
+        words = ["--method=dpo", "--beta=0.5", "--label-smoothing", "0.1", "--extent=2", "--points=9"]
+        assert main(["analyse-field", *words, f"--out={tmp_path / 'new' / name}"]) == 0
+        assert capsys.readouterr().out == f"wrote {tmp_path / 'new' / name}\n"
+    assert (tmp_path / "new" / "field.html").read_text().startswith("<!doctype html>")
+    numbers = json.loads((tmp_path / "new" / "field.json").read_text())
+    assert numbers["options"] == {"beta": 0.5, "label_smoothing": 0.1}
+    assert numbers["log_x1"] == [-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2]
+    assert numbers["loss"][4][4] == pytest.approx(0.693147)
+
+
+@pytest.mark.parametrize(
+    ("words", "texts"),
+    [
+        (["--method=dpo"], ["required: --out"]),
+        (["--out=a.html"], ["required: --method"]),
+        (["--method=simpoo", "--out=a.html"], ["method.name: got 'simpoo'", "Did you mean 'simpo'?"]),
+        (
+            ["--method=dpo", "--bta=0.2", "--beta=-1", "--out=a.txt", "--lengths=1", "--points=2", "--extent=0"],
+            [
+                "6 problems",
+                "unknown flag --bta",
+                "Did you mean '--beta'?",
+                "method.beta: got -1, expected a finite number > 0",
+                "--out: got 'a.txt'",
+                "--lengths: got '1', expected two numbers",
+                "--points: got 2",
+                "--extent: got 0.0",
+            ],
+        ),
+        (["--method=cpo", "--out=a.html"], ["Say where the field shall be drawn: --origin=CHOSEN,REJECTED"]),
+        (["--method=cpo", "--origin=-40,many", "--out=a.html"], ["--origin: got '-40,many'"]),
+        (["--method=kto", "--out=a.html"], ["kto learns from unpaired data", "a gradient field needs pairs"]),
+        (["--method=dpo", "--out=a.html", "word"], ["unexpected argument 'word'"]),
+        (["--method=dpo", "--out=a.html", "--config.method.beta=1"], ["analyse-field takes no configuration"]),
+    ],
+)
+def test_wrong_fields(words, texts, capsys):
+    assert main(["analyse-field", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    for text in texts:
+        assert text in err
+
+
+def test_credit_tells_all_problems_at_once(tmp_path: Path, capsys):
+    words = [f"--workdir={tmp_path}", "--out=a.png", "--cont=3"]
+    assert main(["analyse-credit", *words]) == 2
+    err = capsys.readouterr().err
+    for text in ("3 problems", "Did you mean '--count'?", "--out: got 'a.png'", "--config: missing"):
+        assert text in err
+
+
+def test_credit_is_written(tmp_path: Path, capsys, monkeypatch):
+    """The verb's own part: what is computed, tests/build/test_token_credit.py tells."""
+    from jaxalign import build
+    from jaxalign.analysis.credit import CreditMap
+
+    asked = {}
+
+    def token_credit(config, workdir, model, *, count):
+        asked.update(method=config.method.name, workdir=workdir, model=model, count=count)
+        return CreditMap("m", None, "dpo", 0.1, ())
+
+    monkeypatch.setattr(build, "token_credit", token_credit)
+    config = ["--config=configs/paired.py:dpo", "--config.model.path=m", "--config.data.train=d.jsonl"]
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    assert main(["analyse-credit", *config, "--model=other", "--count=3", f"--out={tmp_path / 'c.json'}"]) == 0
+    assert asked == {"method": "dpo", "workdir": None, "model": "other", "count": 3}
+    assert json.loads((tmp_path / "c.json").read_text())["examples"] == []
+    assert main(["analyse-credit", *config, "--model=other", f"--out={tmp_path / 'c.html'}"]) == 0
+    assert "Which tokens earn the reward" in (tmp_path / "c.html").read_text()
