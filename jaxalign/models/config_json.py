@@ -175,7 +175,8 @@ def config_json(config: DecoderConfig, *, dtype: str, kind: Kind = "causal_lm", 
         activation = next(theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == config.activation)
     kept = {name: value for name, value in config.source.config.items() if name not in ("dtype", "rope_parameters")}
     labels: dict[str, Any] = {}
-    if kind != checkpoint_kind(config) or (kind != "causal_lm" and len(kept.get("id2label") or {}) != outputs):
+    named = len(kept.get("id2label") or "01")  # transformers leaves out the names of two labels that have none
+    if kind != checkpoint_kind(config) or (kind != "causal_lm" and named != outputs):
         kept = {name: value for name, value in kept.items() if name not in LABEL_FIELDS}
         labels = _labels(kind, outputs)
     return {
