@@ -22,7 +22,17 @@ def test_files_are_short(repository: Path):
     assert {str(file): length for file, length in lengths.items() if length >= 400} == {}
 
 
-@pytest.mark.parametrize("module", ["jaxalign", "jaxalign.cli", "jaxalign.objectives", "jaxalign.types"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "jaxalign",
+        "jaxalign.cli",
+        "jaxalign.objectives",
+        "jaxalign.types",
+        "jaxalign.analysis.field",
+        "jaxalign.method_text",
+    ],
+)
 def test_import_is_light(module: str):
     """Libraries that take seconds to load wait until they are needed."""
     program = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"

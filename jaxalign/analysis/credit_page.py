@@ -27,7 +27,7 @@ STYLE = """
 .number { font-variant-numeric: tabular-nums; }
 .scale { display: flex; align-items: center; gap: 10px; font-size: .85rem; color: var(--soft); margin: 14px 0; }
 .scale i { width: 220px; height: 12px; border-radius: 3px; background: linear-gradient(90deg,
-  rgb(var(--down) / .85), rgb(var(--down) / 0), rgb(var(--up) / 0), rgb(var(--up) / .85)); }
+  rgb(var(--down) / .85), rgb(var(--down) / 0) 50%, rgb(var(--up) / 0) 50%, rgb(var(--up) / .85)); }
 """
 
 

@@ -11,7 +11,7 @@ STYLE = """
 :root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1d2125; --soft: #5d666f; --rule: #e3e5e8; --card: #f4f5f6;
   --up: 31 95 208; --down: 196 84 10; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e6e8ea; --soft: #9aa4ad; --rule: #2d3338;
-  --card: #1d2125; --up: 98 150 255; --down: 240 140 70; } }
+  --card: #1d2125; --up: 70 116 230; --down: 190 96 40; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,8 +60,7 @@ def token_credit(
     name = "eval" if data.held_out is not None else "train"
     examples = data.sets[name][0]
     views = plan_reference(config, data, sets=(name,))
-    options = method.resolve_options(config.method.options)
-    beta = float(options.get("beta", 1.0))
+    beta = _beta(method.resolve_options(config.method.options))
     found: dict[int, Credited] = {}
     with jax.set_mesh(plan.mesh):
         policy = make_policy(config, architecture(config), plan)
@@ -96,6 +98,11 @@ def token_credit(
         beta=beta,
         examples=tuple(found[identity] for identity in sorted(found)[:count]),
     )
+
+
+def _beta(options: Mapping[str, Any]) -> float:
+    """The scale of the rewards: the method's beta, that of a combination's first term, or 1 where there is none."""
+    return next((float(value) for name, value in options.items() if re.search(r"(^|_)beta$", name)), 1.0)
 
 
 def _names(layout: Layout, completions: int) -> list[str]:
