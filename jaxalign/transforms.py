@@ -30,7 +30,7 @@ from jaxalign.objectives.divergences import Divergence, divergence_link
 from jaxalign.objectives.ranges import Fraction
 from jaxalign.objectives.terms import fixed
 from jaxalign.objectives.token_level import pair_weights
-from jaxalign.objectives.token_terms import drawn_tokens, tail_weights, token_counts
+from jaxalign.objectives.token_terms import drawn_tokens, tail_weights, token_sums
 from jaxalign.ranges import Range
 from jaxalign.types import LossOutput, Pair
 
@@ -101,7 +101,7 @@ def sampled(method: Method) -> Method:
 
     def body(inputs: Inputs, options: Options) -> LossOutput:
         drawn = drawn_tokens(inputs["token_mask"], inputs["keys"])
-        counts = token_counts(drawn)
+        counts = token_sums(drawn)
         return method.loss(inputs | {"lengths": counts} | reduced(method, inputs, drawn, counts), options)
 
     return transformed(
