@@ -121,7 +121,7 @@ class ReferenceConfig:
     mode: Annotated[
         Literal["auto", "live", "cached", "moving"],
         "live = computed in every step; cached = computed once and kept on disk; moving = a copy that follows the"
-        " policy; auto = cached for the prior and for another model, else live.",
+        " policy; auto = cached for the prior and for another model (live if the method needs it), else live.",
     ] = "auto"
     update_every: Annotated[int, "Steps between two moves of a moving reference.", Range(ge=1)] = 512
     update_rate: Annotated[
@@ -383,7 +383,8 @@ def resolve(config: RunConfig) -> RunConfig:
     if source == "auto":
         source = "policy" if method.needs_reference else "none"
     if mode == "auto":
-        mode = "live" if source in ("policy", "none") else "cached"
+        live = source in ("policy", "none") or method.needs_live_reference
+        mode = "live" if live else "cached"
     train = config.train
     if train.epochs is None and train.steps is None:
         train = dataclasses.replace(train, epochs=1.0)

@@ -124,6 +124,13 @@ def _method(config: RunConfig) -> Iterator[Problem]:
         )
 
     yield from _reference(config, method.name, method.needs_reference)
+    source, mode = config.reference.source, config.reference.mode
+    if method.needs_live_reference and (mode == "cached" or source in ("none", "prior")):
+        yield (
+            ("reference.mode", "reference.source", "method.name"),
+            f"reference: got source {source!r} with mode {mode!r}, expected a live or moving model: {method.name}"
+            " compares whole next-token distributions, of which a cache and the prior know nothing.",
+        )
 
 
 def _reference(config: RunConfig, method: str, needed: bool) -> Iterator[Problem]:

@@ -119,7 +119,7 @@ def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | 
     plan, method = mesh_plan(config), get_method(config.method.name)
     views = plan_reference(config, data, sets=("eval",))
     with jax.set_mesh(plan.mesh):
-        policy = make_policy(config, architecture(config), plan)
+        policy = make_policy(config, architecture(config), plan, method)
         start = functools.cache(lambda: start_variables(config, policy, plan))
         reference = make_reference(config, views, policy, start, plan, donated=False)
         variables = start() if folder is None else load_folder(resolve_model(folder), policy, plan)

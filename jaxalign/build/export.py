@@ -11,6 +11,7 @@ from jaxalign.build.data import architecture, export_tokenizer, tokenizer_folder
 from jaxalign.build.model import make_policy, mesh_plan
 from jaxalign.config import RunConfig, read_json
 from jaxalign.data.prompts import end_token_ids
+from jaxalign.methods import get_method
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.models.huggingface import load_policy, resolve, save_pretrained
@@ -53,7 +54,7 @@ def _convert_checkpoint(run: Path, step: int | None, target: str | Path, dtype: 
 
 def _restore(config: RunConfig, checkpoints: Checkpoints, step: int | None):
     plan = mesh_plan(dataclasses.replace(config, mesh=type(config.mesh)()))
-    policy = make_policy(config, architecture(config), plan)
+    policy = make_policy(config, architecture(config), plan, get_method(config.method.name))
     shardings = plan.tree_shardings(policy.axes(), policy.abstract())
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

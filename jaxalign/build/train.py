@@ -42,6 +42,7 @@ from jaxalign.training.loop import Progress, Schedule, run
 from jaxalign.training.mesh import MeshPlan
 from jaxalign.training.metrics import MetricSinks, read_metrics
 from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.readings import wants_logps
 from jaxalign.training.scoring import score
 from jaxalign.training.state import Frozen, TrainState, create_state, state_shardings
 from jaxalign.training.step import make_train_step
@@ -95,7 +96,7 @@ def train(config: RunConfig, workdir: str | Path) -> TrainResult:
     views = plan_reference(config, data)
     plan = mesh_plan(config)
     with jax.set_mesh(plan.mesh), Manifest(workdir, config, data, plan) as manifest:
-        policy = make_policy(config, architecture(config), plan)
+        policy = make_policy(config, architecture(config), plan, method)
         return _train(_Run(config, workdir, data, method, plan, policy), views, manifest)
 
 
@@ -167,7 +168,10 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
 
     @functools.partial(jax.jit, out_shardings=plan.replicated)
     def check_weights(state: TrainState, frozen: Frozen, rows: Rows) -> jax.Array:
-        return jnp.isfinite(score(policy, trainable.join(state.trainable, frozen["policy"]), rows).sums).all()
+        variables = trainable.join(state.trainable, frozen["policy"])
+        hidden = policy.hidden(variables, rows)
+        told = score(policy, variables, rows, hidden=hidden).sums if wants_logps(method) else hidden
+        return jnp.isfinite(told).all()
 
     manifest.note(
         steps=steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +14,19 @@ import pytest
 
 from jaxalign.build.data import column_names, is_mismatched
 from jaxalign.data.pipeline import OrderedBatches, Packer
-from jaxalign.data.records import Example, ExampleSet
+from jaxalign.data.records import ExampleSet
 from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
-from jaxalign.methods import METHODS, Layout
+from jaxalign.methods import METHODS, Method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
 from jaxalign.training import references
 from jaxalign.training.mesh import make_mesh
+from jaxalign.training.readings import wants_logps
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_train_step
 from jaxalign.training.trainable import full
+from tests import example_sets
+from tests.bigram import bigram_policy
 
 CONFIG = DecoderConfig(
     vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, max_positions=256,
@@ -31,43 +35,65 @@ CONFIG = DecoderConfig(
 REFERENCE_SEED, POLICY_SEED = 1, 2
 
 
-@pytest.fixture(scope="session")
-def policy():
-    return build_policy(CONFIG, dtype="float32")
+def policy_for(method: Method, plan=None, small: bool = False):
+    """A policy with the heads that the method trains; `small` = the bigram model instead of the decoder."""
+    return _plain_policy(*_heads(method), small) if plan is None else _policy(*_heads(method), small, plan)
 
 
-@pytest.fixture(scope="session")
-def variables(policy):
+def variables_for(method: Method, small: bool = False):
     """The policy's variables and, differing from them, a reference's.
 
-    With larger embeddings than a fresh model's, so that the two disagree by nats and nothing cancels to rounding noise.
+    With larger embeddings (and heads) than a fresh model's, so that the two disagree by nats and nothing cancels to
+    rounding noise.
     """
+    return _variables(*_heads(method), small)
+
+
+def _heads(method: Method) -> tuple[int, bool]:
+    outputs = method.head_outputs(method.resolve_options({}))
+    return outputs, wants_logps(method) or "degree_logits" in method.inputs
+
+
+def _policy(outputs: int, language: bool, small: bool, plan):
+    if small:
+        return bigram_policy(CONFIG, head_outputs=outputs, **({} if plan is None else {"constrain": plan.constrain}))
+    further = {} if plan is None else {"constrain": plan.constrain, "remat": "full"}
+    return build_policy(CONFIG, dtype="float32", head_outputs=outputs, language_head=language, **further)
+
+
+@functools.cache
+def _plain_policy(outputs: int, language: bool, small: bool):
+    return _policy(outputs, language, small, None)
+
+
+@functools.cache
+def _variables(outputs: int, language: bool, small: bool):
+    policy = _plain_policy(outputs, language, small)
 
     @jax.jit
     def init(seed):
-        fresh = policy.init(jax.random.key(seed))["params"]
-        return {"params": fresh | {"embed": jax.tree.map(lambda x: 8.0 * x, fresh["embed"])}}
+        fresh = policy.init(jax.random.key(seed))
+        louder = {name: jax.tree.map(lambda x: 20.0 * x, fresh[name]) for name in fresh if name == "head"}
+        if small:
+            return fresh | louder
+        params = fresh["params"]
+        return louder | {"params": params | {"embed": jax.tree.map(lambda x: 8.0 * x, params["embed"])}}
 
     return init(POLICY_SEED), init(REFERENCE_SEED)
 
 
+@pytest.fixture(scope="session")
+def policy():
+    return policy_for(METHODS["dpo"])
+
+
+@pytest.fixture(scope="session")
+def variables():
+    return variables_for(METHODS["dpo"])
+
+
 def examples_for(method_name: str, count: int = 16, longest: int = 12) -> ExampleSet:
-    generator = np.random.default_rng(7)
-    layout = METHODS[method_name].layout
-    own = 2 if layout is Layout.PAIRED else 1
-
-    def tokens():
-        return generator.integers(3, CONFIG.vocab_size, generator.integers(1, longest + 1)).astype(np.int32)
-
-    return ExampleSet.from_examples(
-        Example(
-            prompt=tokens(),
-            completions=tuple(tokens() for _ in range(own)),
-            columns={"desirable": bool(i % 3)} if layout is Layout.UNPAIRED else {},
-            source=f"row {i}",
-        )
-        for i in range(count)
-    )
+    return example_sets.examples_for(METHODS[method_name], vocabulary=CONFIG.vocab_size, count=count, longest=longest)
 
 
 @dataclass
@@ -76,38 +102,38 @@ class Outcome:
 
     loss: float
     metrics: dict[str, float]
-    params: Any
+    gradient: Any
     policy_sums: dict[int, np.ndarray]
     reference_sums: dict[int, np.ndarray]
 
 
 def one_step(
     method_name: str,
-    policy,
-    variables,
     examples: ExampleSet,
     *,
+    variables=None,
     shape: RowShape | None = None,
     row_count: int | None = None,
     microbatches: int = 1,
     plan=None,
     options=None,
+    small: bool = False,
 ) -> Outcome:
     """Takes one SGD step over all the examples and says what came out."""
     method = METHODS[method_name]
-    mismatched = is_mismatched(method)
-    batches = OrderedBatches(examples, batch_size=len(examples), mismatched=mismatched, seed=11)
+    policy = policy_for(method, plan, small)
+    batches = OrderedBatches(examples, batch_size=len(examples), mismatched=is_mismatched(method), seed=11)
     tokens, scored = map(np.array, batches.sizes(0))
     plan = plan or make_mesh(devices=jax.devices()[:1])
     multiple = plan.batch_size * microbatches
-    shape = shape or choose_shape(tokens, scored, examples.completions + mismatched, len(examples))
+    shape = shape or choose_shape(tokens, scored, completions_of(method, examples), len(examples))
     counts = choose_row_counts([len(plan_rows(tokens.tolist(), scored.tolist(), shape).rows)], multiple)
     packer = Packer(shape, (row_count,) if row_count else counts, multiple, column_names=column_names(method, ()))
     batch = packer(batches(0))
 
-    optimizer = optax.sgd(1.0)
+    optimizer = optax.sgd(1.0, momentum=0.0)  # its momentum is the gradient, which no parameter's size has rounded
     reference = references.frozen(policy) if method.needs_reference else references.none()
-    trained, reference_variables = variables
+    trained, reference_variables = variables or variables_for(method, small)
     shardings = plan.tree_shardings(policy.axes(), policy.abstract())
     trained, reference_variables = jax.device_put((trained, reference_variables), (shardings, shardings))
     state, untrained = create_state(trained, full(), optimizer, reference, seed=0, method_state=method.state)
@@ -135,18 +161,23 @@ def one_step(
     return Outcome(
         metrics["loss"],
         metrics,
-        jax.device_get(state.trainable),
+        jax.device_get(state.opt_state[0].trace),
         by_example(output.policy_sums),
         by_example(output.reference_sums),
     )
 
 
-def assert_same(one: Outcome, other: Outcome, tolerance: float = 1e-5) -> None:
-    """Equal losses, metrics, log-probabilities and updated parameters, relative to the largest value of each."""
+def completions_of(method: Method, examples: ExampleSet) -> int:
+    """Scored completions behind each prompt."""
+    return examples.completions + is_mismatched(method)
 
-    def close(a, b, what):
+
+def assert_same(one: Outcome, other: Outcome, tolerance: float = 1e-5) -> None:
+    """Equal losses, metrics, log-probabilities and gradients, relative to the largest value of each."""
+
+    def close(a, b, what, scale=1e-2):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        scale = max(np.abs(a).max(), np.abs(b).max(), 1e-2)
+        scale = max(np.abs(a).max(), np.abs(b).max(), scale)
         assert np.abs(a - b).max() <= tolerance * scale, (what, np.abs(a - b).max() / scale)
 
     assert one.metrics.keys() == other.metrics.keys()
@@ -156,7 +187,8 @@ def assert_same(one: Outcome, other: Outcome, tolerance: float = 1e-5) -> None:
     order = sorted(one.policy_sums)
     close([one.policy_sums[i] for i in order], [other.policy_sums[i] for i in order], "policy_sums")
     close([one.reference_sums[i] for i in order], [other.reference_sums[i] for i in order], "reference_sums")
-    jax.tree.map(lambda a, b: close(a, b, "parameters"), one.params, other.params)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one.gradient))
+    jax.tree.map(lambda a, b: close(a, b, "gradient", largest), one.gradient, other.gradient)
 
 
 @pytest.fixture(scope="session")

@@ -11,94 +11,179 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.build.data import is_mismatched
+from jaxalign.data.pipeline import OrderedBatches
 from jaxalign.data.rows import RowShape
-from jaxalign.methods import METHODS, Layout
-from jaxalign.models.policy import build_policy
-from jaxalign.training.inputs import objective_inputs
+from jaxalign.methods import INPUTS, METHODS, Logps
+from jaxalign.training.inputs import example_keys, objective_inputs
 from jaxalign.training.mesh import make_mesh
-from tests.training.conftest import CONFIG, assert_same, examples_for, one_step
+from jaxalign.types import causal_rows
+from tests.training.conftest import assert_same, completions_of, examples_for, one_step, policy_for, variables_for
 
-EVERY = list(METHODS)
+N = 12  # most tokens of a completion
 
 
-@pytest.fixture(scope="module", params=EVERY)
+DECODER = ("sft", "dpo", "kto", "tdpo2", "beta_dpo", "info_nca", "reward_model")
+"""One method of each kind of input runs through the decoder; the others share everything but their objective."""
+
+
+@pytest.fixture(scope="module", params=METHODS)
 def method_name(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def packed(method_name, policy, variables):
+def packed(method_name):
     """The step as users run it: packed rows, one device, one micro-batch."""
-    return one_step(method_name, policy, variables, examples_for(method_name))
+    return one_step(method_name, examples_for(method_name), small=True)
 
 
-def sequence_logp(policy, variables, prompt, completion):
-    tokens = jnp.concatenate([prompt, completion])[None]
-    logps = jax.nn.log_softmax(policy.logits(variables, tokens)[0, :-1])
-    return jnp.take_along_axis(logps, tokens[0, 1:, None], axis=1)[len(prompt) - 1 :, 0].sum()
+class Sequences:
+    """Every completion of every example alone behind its prompt, padded to one length: ``[M, L]``, M = B * K."""
 
+    def __init__(self, method, examples):
+        batches = OrderedBatches(examples, batch_size=len(examples), mismatched=is_mismatched(method), seed=11)
+        shown = [batches.example(i) for i in range(len(examples))]
+        answers = [(e.prompt, c) for e in shown for c in (*e.completions, *e.unscored)]
+        longest = max(len(prompt) + len(answer) for prompt, answer in answers)
+        self.tokens = jnp.asarray([[*p, *c, *[0] * (longest - len(p) - len(c))] for p, c in answers], jnp.int32)
+        self.completions = len(shown[0].completions)
+        self.each = len(answers) // len(shown)
+        self.lengths = np.array([len(c) for _, c in answers])
+        self.prompts = np.array([len(p) for p, _ in answers])
+        self.present = jnp.asarray(np.arange(N) < self.lengths[:, None])
+        self.places = jnp.asarray(np.minimum(self.prompts[:, None] + np.arange(N), longest - 1))
+        self.columns = {name: jnp.asarray([e.columns[name] for e in shown]) for name in example_columns(method)}
+        self.token_columns = {
+            name: self.by_example(jnp.asarray([_padded(c, name) for e in shown for c in e.columns[name]]), scored=False)
+            for name in method.columns
+            if INPUTS[name].per == "token"
+        }
 
-@pytest.mark.parametrize("name", [name for name in EVERY if METHODS[name].layout is not Layout.UNPAIRED])
-def test_equals_one_forward_pass_for_each_sequence(name, policy, variables):
-    examples, method = examples_for(name, count=5), METHODS[name]
-    outcome = one_step(name, policy, variables, examples)
-    trained, reference = variables
+    def by_example(self, array, scored=True):
+        """``[M, ...] -> [B, K, ...]``, the scored completions."""
+        each = self.each if scored else self.completions
+        return array.reshape(-1, each, *array.shape[1:])[:, : self.completions]
 
-    def sums(params):
-        return jnp.stack(
-            [jnp.stack([sequence_logp(policy, params, e.prompt, c) for c in e.completions]) for e in examples]
+    def at(self, array, places):
+        return jnp.take_along_axis(array, places.reshape(*places.shape, *[1] * (array.ndim - 2)), axis=1)
+
+    def of_tokens(self, array, before=1):
+        """Of each scored token, ``[B, K, N, ...]``: the value one place before it (or at it)."""
+        found = self.at(array, self.places - before)
+        present = self.present.reshape(*self.present.shape, *[1] * (array.ndim - 2))
+        return self.by_example(jnp.where(present, found, 0.0))
+
+    def values(self, method, policy, params, reference):
+        """By input name, from all logits."""
+        hidden = policy.hidden(params, causal_rows(self.tokens))
+        found = dict(self.token_columns)
+        if policy.head_outputs:
+            outputs = policy.outputs(params, hidden)
+            ends = self.at(outputs, jnp.asarray(self.prompts + self.lengths - 1)[:, None])[:, 0]
+            found["rewards"] = self.by_example(ends[..., 0])
+            found["degree_logits"] = ends.reshape(-1, self.each, ends.shape[-1])[:, self.completions :]
+            found["step_logits"] = self.of_tokens(outputs, before=0)
+        if policy.language_head:
+            log_p = jax.nn.log_softmax(policy.logits(params, self.tokens))
+            log_q = jax.nn.log_softmax(policy.logits(reference, self.tokens))
+            p, q = jnp.exp(log_p), jnp.exp(log_q)
+            target = self.at(self.tokens, self.places)
+
+            def tokens(log_probabilities):
+                rows = self.at(log_probabilities, self.places - 1)
+                picked = jnp.take_along_axis(rows, target[..., None], -1)[..., 0]
+                return self.by_example(jnp.where(self.present, picked, 0.0))
+
+            given = (tokens(log_p), tokens(log_q))
+            found["policy"], found["reference"] = given if method.logps is Logps.TOKEN else (g.sum(-1) for g in given)
+            found["token_kl"] = self.of_tokens((q * (log_q - log_p)).sum(-1))
+            found["token_entropy"] = self.of_tokens(-(p * log_p).sum(-1))
+            found["token_collision"] = self.of_tokens(jnp.log(jnp.square(p).sum(-1)))
+        return {name: found[name] for name in method.inputs if name in found} | (
+            {"policy": found["policy"]} if "policy" in found else {}
         )
 
-    def loss(params):
+
+def example_columns(method):
+    return [name for name in method.columns if INPUTS[name].per != "token"]
+
+
+def _padded(values, name):
+    values = np.asarray(values)
+    return np.concatenate([values, np.full(N - len(values), -1 if name == "step_labels" else 0, values.dtype)])
+
+
+def loss_by_sequence(method, examples, policy, variables):
+    """The loss and its gradient."""
+    sequences, count = Sequences(method, examples), len(examples)
+
+    def loss(params, reference):
         inputs = objective_inputs(
             method,
-            {"policy": sums(params), "reference": sums(reference)},
-            lengths=jnp.asarray(examples.completion_lengths, jnp.float32),
-            columns={},
-            example_mask=jnp.ones(len(examples), bool),
+            sequences.values(method, policy, params, reference),
+            lengths=sequences.by_example(jnp.asarray(sequences.lengths, jnp.float32)),
+            columns=sequences.columns,
+            example_mask=jnp.ones(count, bool),
+            keys=example_keys(jax.random.key_data(jax.random.key(0)), 0, jnp.arange(count)),
         )
         output = method.objective(**inputs, **method.resolve_options({}))
         return (output.losses * output.weights).sum() / output.weights.sum()
 
-    value, gradients = jax.value_and_grad(loss)(trained)
-    np.testing.assert_allclose(outcome.loss, value, rtol=1e-5)
-    np.testing.assert_allclose([outcome.policy_sums[i] for i in range(5)], sums(trained), rtol=1e-5, atol=1e-4)
-
-    def close(new, old, gradient):
-        np.testing.assert_allclose(old - new, gradient, atol=1e-5 * max(float(jnp.abs(gradient).max()), 1e-2))
-
-    jax.tree.map(close, outcome.params, trained, gradients)  # plain SGD with rate 1: the update is the gradient
+    return jax.jit(jax.value_and_grad(loss))(*variables)
 
 
-def test_one_example_a_row(method_name, packed, policy, variables):
-    completions = 1 if method_name == "sft" else 2
-    assert_same(
-        packed,
-        one_step(method_name, policy, variables, examples_for(method_name), shape=RowShape(48, 32, 1, completions)),
+def assert_is_gradient(outcome, value, gradients):
+    np.testing.assert_allclose(outcome.loss, value, rtol=1e-5, atol=1e-6)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), outcome.gradient, gradients)
+
+
+def test_equals_one_forward_pass_for_each_sequence(method_name, packed):
+    method, examples = METHODS[method_name], examples_for(method_name)
+    variables = variables_for(method, small=True)
+    assert_is_gradient(packed, *loss_by_sequence(method, examples, policy_for(method, small=True), variables))
+
+
+def test_rows_devices_and_microbatches(method_name, packed):
+    """Longer rows with fewer examples each and empty ones among them, on 2 x 2 x 2 devices, in four parts."""
+    method, examples = METHODS[method_name], examples_for(method_name)
+    spread = one_step(
+        method_name,
+        examples,
+        shape=RowShape(128, 96, 3, completions_of(method, examples)),
+        row_count=32,
+        plan=make_mesh(data=2, fsdp=2, tensor=2),
+        microbatches=4,
+        small=True,
     )
+    assert_same(packed, spread)
 
 
-def test_longer_rows_more_slots_and_empty_rows(method_name, packed, policy, variables):
-    completions = 1 if method_name == "sft" else 2
-    shape = RowShape(128, 80, 9, completions)
-    assert_same(packed, one_step(method_name, policy, variables, examples_for(method_name), shape=shape, row_count=12))
+@pytest.mark.parametrize("name", DECODER)
+def test_the_decoder(name):
+    """The same with the decoder: against single sequences, in four parts, and on devices."""
+    method, examples = METHODS[name], examples_for(name)
+    packed = one_step(name, examples)
+    assert_is_gradient(packed, *loss_by_sequence(method, examples, policy_for(method), variables_for(method)))
+    shape = RowShape(128, 96, 3, completions_of(method, examples))
+    assert_same(packed, one_step(name, examples, shape=shape, row_count=16, microbatches=4))
+    assert_same(packed, one_step(name, examples, plan=make_mesh(data=2, fsdp=2, tensor=2), microbatches=2))
 
 
-def test_microbatches(method_name, packed, policy, variables):
-    assert_same(packed, one_step(method_name, policy, variables, examples_for(method_name), microbatches=4))
+def test_one_example_a_row():
+    """The other end of packing, for one method of each kind of input."""
+    for name in ("sft", "dpo", "kto"):
+        method, examples = METHODS[name], examples_for(name)
+        shape = RowShape(48, 32, 1, completions_of(method, examples))
+        assert_same(one_step(name, examples), one_step(name, examples, shape=shape))
 
 
-def test_eight_devices_and_microbatches(method_name, packed, variables):
-    plan = make_mesh(data=2, fsdp=2, tensor=2)
-    sharded = build_policy(CONFIG, dtype="float32", constrain=plan.constrain, remat="full")
-    assert_same(packed, one_step(method_name, sharded, variables, examples_for(method_name), plan=plan, microbatches=2))
-
-
-def test_identical_policy_and_reference_give_the_closed_form(policy, variables):
+def test_identical_policy_and_reference_give_the_closed_form():
     """Step 0 of DPO: the loss is ln 2 and the rewards are exactly 0; IPO's is (1 / (2 beta))^2; KTO's is 1/2."""
-    same = (variables[1], variables[1])
-    dpo = one_step("dpo", policy, same, examples_for("dpo"))
+    same = (variables_for(METHODS["dpo"])[1],) * 2
+    dpo = one_step("dpo", examples_for("dpo"), variables=same)
     assert dpo.metrics["rewards/chosen"] == dpo.metrics["rewards/margins"] == 0.0
     np.testing.assert_allclose(dpo.loss, np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(one_step("ipo", policy, same, examples_for("ipo")).loss, 25.0, rtol=1e-6)
-    np.testing.assert_allclose(one_step("kto", policy, same, examples_for("kto")).loss, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(one_step("ipo", examples_for("ipo"), variables=same).loss, 25.0, rtol=1e-6)
+    np.testing.assert_allclose(one_step("kto", examples_for("kto"), variables=same).loss, 0.5, rtol=1e-6)
