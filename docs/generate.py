@@ -4,10 +4,12 @@ One page for each method (docs/methods/NAME.md), their index, docs/differences.m
 texts are those of the rows of METHODS and of the docstrings of the objectives: to change a page, change those.
 """
 
+import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -16,10 +18,11 @@ import jax
 
 from jaxalign import objectives
 from jaxalign.config_transport import read
+from jaxalign.data.columns import MADE, SPELLINGS
 from jaxalign.docstrings import Block, Docstring, read_docstring
 from jaxalign.errors import ConfigError
 from jaxalign.method import INPUTS, Layout, Method
-from jaxalign.method_text import Group, facts, grouped, in_one_line, option_text
+from jaxalign.method_text import Group, facts, group_of, grouped, in_one_line, option_text
 from jaxalign.methods import METHODS
 from tests.method_inputs import make_inputs
 
@@ -33,13 +36,32 @@ DIFFERENCE = re.compile(
 UNVERIFIED = re.compile(r"not (been )?(verified|checked)|not against the paper|from memory")
 
 CONFIGS = {Layout.SINGLE: "sft", Layout.PAIRED: "paired", Layout.UNPAIRED: "unpaired", Layout.RANKED: "ranked"}
-EXAMPLES = {
-    Layout.SINGLE: '{"prompt": "Name a river.", "completion": "The Rhine."}',
-    Layout.PAIRED: '{"prompt": "Name a river.", "chosen": "The Rhine.", "rejected": "A river."}',
-    Layout.UNPAIRED: '{"prompt": "Name a river.", "completion": "The Rhine.", "label": true}',
-    Layout.RANKED: '{"prompt": "Name a river.", "completions": ["The Rhine.", "A river.", "No."], "scores": [9, 4, 1]}',
+ROWS: dict[Layout, dict[str, Any]] = {
+    Layout.SINGLE: {"prompt": "Name a river.", "completion": "The Rhine."},
+    Layout.PAIRED: {"prompt": "Name a river.", "chosen": "The Rhine.", "rejected": "A river."},
+    Layout.UNPAIRED: {"prompt": "Name a river.", "completion": "The Rhine.", "label": True},
+    Layout.RANKED: {"prompt": "Name a river.", "completions": ["The Rhine.", "A river.", "No."], "scores": [9, 4, 1]},
 }
-"""A row of the data file of each layout."""
+"""A row of the data of each layout."""
+COLUMNS: dict[tuple[Layout, str], dict[str, Any]] = {
+    (Layout.SINGLE, "token_weights"): {"token_weights": [1, 1, 0.5, 1]},
+    (Layout.SINGLE, "step_labels"): {
+        "prompt": "What is 2 + 3 * 4?",
+        "completion": None,
+        "completions": ["3 * 4 = 12.", "2 + 12 = 15."],
+        "labels": [True, False],
+    },
+    (Layout.PAIRED, "scores"): {"score_chosen": 9, "score_rejected": 4},
+    (Layout.PAIRED, "win_probabilities"): {"chosen_win_probability": 0.8, "rejected_win_probability": 0.3},
+    (Layout.PAIRED, "preference"): {"preference": 0.8},
+    (Layout.PAIRED, "absolute"): {"absolute": True},
+    (Layout.PAIRED, "token_weights"): {
+        "chosen_token_weights": [1, 1, 0.5, 1],
+        "rejected_token_weights": [1, 1, 1, 1],
+    },
+    (Layout.RANKED, "win_probabilities"): {"win_probabilities": [0.8, 0.4, 0.1]},
+}
+"""What a row has beside these where a method reads the column."""
 
 
 def documents() -> dict[Path, str]:
@@ -81,8 +103,8 @@ def method_page(method: Method) -> str:
         "[What the symbols mean](README.md#symbols)",
         *(markdown(block) for block in text.meaning if block not in notes),
         "## Data and inputs",
-        "\n".join(f"- {name}: {prose(value)}" for name, value in facts(method).items() if name != "paper"),
-        f"A row of the data:\n\n```json\n{EXAMPLES[method.layout]}\n```" if method.layout in EXAMPLES else "",
+        "\n".join(f"- {name}: {prose(value)}" for name, value in data_facts(method).items()),
+        f"A row of the data:\n\n```json\n{json.dumps(data_row(method))}\n```" if method.layout in ROWS else "",
         "What the objective is given, by the names of its positional parameters:",
         table(("input", "is"), ((f"`{name}`", INPUTS[name].meaning) for name in method.inputs)),
         "## Options",
@@ -172,7 +194,7 @@ def differences_page() -> str:
 
 def _statement_table(title: str, said: dict[str, list[str]]) -> str:
     """Statements with the methods that they are about; one that several docstrings make stands once."""
-    rows = ((", ".join(f"[{name}](methods/{name}.md)" for name in names), prose(text)) for text, names in said.items())
+    rows = ((", ".join(f"[{name}](methods/{name}.md)" for name in names), text) for text, names in said.items())
     return table(("method", title), rows) if said else "None."
 
 
@@ -196,6 +218,25 @@ def readme_table() -> str:
 
 
 # Parts of pages.
+
+
+def data_facts(method: Method) -> dict[str, str]:
+    """The facts of a method, with what data rows call the columns that it reads."""
+    found = facts(method)
+    found.pop("paper", None)
+    if method.columns:
+        called = dict.fromkeys(MADE, "made of the texts") | dict(SPELLINGS if method.layout is Layout.PAIRED else {})
+        columns = (f"`{name}`" + (f" ({called[name]})" if name in called else "") for name in method.columns)
+        found["columns"] = "; ".join(columns)
+    return found
+
+
+def data_row(method: Method) -> dict[str, Any]:
+    """A row of data that the method can learn from."""
+    row = dict(ROWS[method.layout])
+    for column in method.columns:
+        row |= COLUMNS.get((method.layout, column), {})
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def options_table(method: Method, text: Docstring) -> str:
@@ -228,6 +269,8 @@ def command(method: Method) -> str:
     taken = [name for name in dict.fromkeys([*first, *known]) if name in known and _takes(name, method)]
     if method.name == "sft":
         config = "configs/sft.py"
+    elif method.head and group_of(method).title == "Auxiliary losses":
+        config = f"configs/paired.py '--config.method.name=dpo + 0.1*{method.name}'"
     elif taken:
         config = f"configs/{taken[0]}.py:{method.name}"
     else:
@@ -267,11 +310,13 @@ def markdown(block: Block) -> str:
 def prose(text: str) -> str:
     """Docstring text as Markdown: code in single backticks, arXiv numbers as links, nothing else special."""
     pieces = re.split(r"(``.+?``|`[^`]+`)", text)
-    done = [
-        piece.replace("``", "`") if i % 2 else linked(re.sub(r"([*<])", r"\\\1", piece))
-        for i, piece in enumerate(pieces)
-    ]
+    done = [piece.replace("``", "`") if i % 2 else _plain(piece) for i, piece in enumerate(pieces)]
     return "".join(done)
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"(?<![\w*])\*(\w[\w -]*)\*(?![\w*])", r"_\1_", text)  # *emphasis*
+    return linked(re.sub(r"([*<])", r"\\\1", text))
 
 
 def linked(text: str) -> str:

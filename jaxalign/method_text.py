@@ -37,48 +37,53 @@ def _sees_tokens(method: Method) -> bool:
     return method.logps is Logps.TOKEN or any(INPUTS[name].per == "token" for name in method.inputs)
 
 
-def _is_scorer(method: Method) -> bool:
-    return not {"rewards", "step_logits"}.isdisjoint(method.inputs)
+def _is_head_alone(method: Method) -> bool:
+    """Whether a head learns and the language model's own probabilities do not count."""
+    return bool(method.head) and "policy" not in method.inputs
 
 
 GROUPS = (
     Group(
         "Imitation",
         "One completion, and it is right.",
-        lambda m: m.layout is Layout.SINGLE and not m.head,
+        lambda m: m.layout is Layout.SINGLE and not _is_head_alone(m),
     ),
     Group(
         "Pairs, measured against a reference",
         "The implicit reward is a function of the log-ratio of policy and reference, for a completion as a whole.",
-        lambda m: m.layout is Layout.PAIRED and m.needs_reference and not m.head and not _sees_tokens(m),
+        lambda m: m.layout is Layout.PAIRED and m.needs_reference and not _is_head_alone(m) and not _sees_tokens(m),
     ),
     Group(
         "Pairs, measured against a reference, token by token",
         "The same with a say for each token: its log-ratio, its place, or statistics of its distribution.",
-        lambda m: m.layout is Layout.PAIRED and m.needs_reference and not m.head,
+        lambda m: m.layout is Layout.PAIRED and m.needs_reference and not _is_head_alone(m),
     ),
     Group(
         "Pairs, without a reference",
         "The policy alone is scored; a margin or the likelihood of the chosen completion stands in for the reference.",
-        lambda m: m.layout is Layout.PAIRED and not m.head,
+        lambda m: m.layout is Layout.PAIRED and not _is_head_alone(m),
     ),
     Group(
         "Labelled completions",
         "Point-wise feedback: a completion is desirable or not, and there are no pairs.",
-        lambda m: m.layout is Layout.UNPAIRED and not m.head,
+        lambda m: m.layout is Layout.UNPAIRED and not _is_head_alone(m),
     ),
     Group(
         "Ranked completions",
         "List-wise feedback: K completions of a prompt, with scores.",
-        lambda m: m.layout is Layout.RANKED and not m.head,
+        lambda m: m.layout is Layout.RANKED and not _is_head_alone(m),
     ),
     Group("Samples of the policy", "Completions are sampled during training.", lambda m: m.layout is Layout.SAMPLED),
     Group(
         "Reward models",
         "Explicit rewards: a linear head learns to score completions or steps, and the result judges them.",
-        _is_scorer,
+        lambda m: not {"rewards", "step_logits"}.isdisjoint(m.inputs),
     ),
-    Group("Auxiliary losses", "A head of its own; to be added to another method.", lambda m: bool(m.head)),
+    Group(
+        "Auxiliary losses",
+        "A head learns something else about completions, and the policy with it; to be added to another method.",
+        _is_head_alone,
+    ),
 )
 """By the questions of the survey of DPO (arXiv 2410.15595) that a row answers: which feedback, which reference, whether
 rewards are implicit or explicit, and at which granularity. A method belongs to the first group that holds it."""

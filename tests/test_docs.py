@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -11,10 +13,13 @@ import pytest
 
 from jaxalign.cli.parser import parse
 from jaxalign.config_transport import load
+from jaxalign.data.columns import LAYOUT_COLUMNS, MADE
+from jaxalign.data.formats import normalise
+from jaxalign.data.records import Where
 from jaxalign.docstrings import Block, blocks, read_docstring
 from jaxalign.errors import ConfigError
 from jaxalign.method_text import GROUPS, describe, group_of, grouped, table, with_data
-from jaxalign.methods import METHODS, Layout, Method
+from jaxalign.methods import METHODS, Layout, Method, get_method
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +83,22 @@ def test_the_command_of_a_page_is_right(name: str, pages: dict[Path, str], repos
     page = pages[repository / "docs" / "methods" / f"{name}.md"]
     code = re.search(r"```sh\njaxalign (.*?)\n```", page, re.DOTALL)
     assert code is not None
-    args = parse(code[1].replace("\\\n", " ").split())
+    args = parse(shlex.split(code[1].replace("\\\n", " ")))
     assert args.problems == []
-    assert load(str(repository / args.config), args.overrides).method.name == name
+    assert load(str(repository / args.config), args.overrides).method.name.endswith(name)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+def test_the_row_of_a_page_is_what_the_method_reads(method: Method, pages: dict[Path, str], repository: Path):
+    page = pages[repository / "docs" / "methods" / f"{method.name}.md"]
+    code = re.search(r"```json\n(.*?)\n```", page, re.DOTALL)
+    assert code is not None
+    given = LAYOUT_COLUMNS[method.layout.name.lower()]
+    wanted = [name for name in method.columns if name in given and name not in ("desirable", *MADE)]
+    (record,) = normalise(json.loads(code[1]), Where("page", 1), wanted=wanted)
+    assert [name for name in wanted if name not in record.columns] == []
+    assert (record.label is None) == (method.layout is not Layout.UNPAIRED)
+    assert len(record.completions) == {Layout.PAIRED: 2, Layout.RANKED: 3}.get(method.layout, 1)
 
 
 def test_differences_are_collected(generator: ModuleType):
@@ -95,6 +113,7 @@ def test_prose_becomes_markdown(generator: ModuleType):
     assert generator.prose("``rewards/*`` and a * b < c, `x` of arXiv 2305.18290.") == (
         "`rewards/*` and a \\* b \\< c, `x` of [arXiv 2305.18290](https://arxiv.org/abs/2305.18290)."
     )
+    assert generator.prose("the *other* form") == "the _other_ form"
     assert generator.cell("``|y|`` < 1") == "`\\|y\\|` \\< 1"
 
 
@@ -123,8 +142,9 @@ def test_groups_by_what_is_read():
         "Ranked completions": Method("b", ranked, Layout.RANKED),
         "Reward models": Method("c", scorer, Layout.PAIRED, head=1),
         "Auxiliary losses": Method("d", degrees, Layout.PAIRED, head=2),
+        "Pairs, measured against a reference": get_method("dpo + 0.1*spo"),
     }
-    assert {group_of(method).title for method in rows.values()} == set(rows)
+    assert {title: group_of(method).title for title, method in rows.items()} == {title: title for title in rows}
 
 
 def test_printed_table_is_narrow():
