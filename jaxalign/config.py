@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from jaxalign.config_aliases import ALIASES
 from jaxalign.config_fields import Field, Rejected, convert, fields_of, nearest
 from jaxalign.errors import ConfigError
 from jaxalign.ranges import Range
@@ -94,6 +95,28 @@ class DataConfig:
     one_class: Annotated[
         Literal["reject", "allow"], "Unpaired data whose labels are all the same: a problem, or meant."
     ] = "reject"
+    size: Annotated[
+        int | None,
+        "Training examples to use: the first of a seeded order, so a smaller size is part of a larger one; none = all.",
+        Range(ge=1),
+    ] = None
+    loss_on: Annotated[
+        Literal["completion", "all"], "Tokens that supervised methods learn: the completion's, or the prompt's as well."
+    ] = "completion"
+    pairs_per_prompt: Annotated[
+        Literal["extremes", "all"], "Pairs made of a ranking: its best and worst answer, or all with different scores."
+    ] = "extremes"
+    max_completions: Annotated[
+        int | None, "Longest ranking; of a longer one the best and the worst answers are kept. none = all.", Range(ge=2)
+    ] = None
+    step_separator: Annotated[str, "What stands between two steps of an answer given in steps."] = "\n"
+    last_step_only: Annotated[bool, "Of the labels of an answer's steps, keep only that of the last step."] = False
+    damaged: Annotated[
+        Literal["chosen", "rejected", "both"], "Answers of a pair that lose key phrases, for methods that ask for it."
+    ] = "both"
+    mark_stop_words: Annotated[
+        bool, "Whether tokens that are stop words count as differences of a pair, for methods that ask for them."
+    ] = False
     row_length: Annotated[
         int | None, "Tokens in a packed row; none = chosen from the lengths of the data.", Range(ge=2)
     ] = None
@@ -228,37 +251,6 @@ class RunConfig:
 SECTIONS: Mapping[str, type] = {
     f.name: f.default_factory for f in dataclasses.fields(RunConfig) if isinstance(f.default_factory, type)
 }
-
-
-ALIASES: Mapping[str, str] = {
-    "lr": "optimizer.learning_rate",
-    "optim": "optimizer.name",
-    "lr_scheduler_type": "optimizer.schedule",
-    "max_grad_norm": "optimizer.clip_norm",
-    "adam_beta1": "optimizer.b1",
-    "adam_beta2": "optimizer.b2",
-    "loss_type": "method.name",
-    "loss": "method.name",
-    "model_name_or_path": "model.path",
-    "gradient_checkpointing": "model.remat",
-    "dataset_name": "data.train",
-    "truncation_mode": "data.truncation",
-    "max_steps": "train.steps",
-    "num_train_epochs": "train.epochs",
-    "gradient_accumulation_steps": "train.microbatches",
-    "per_device_train_batch_size": "train.batch_size",
-    "per_device_eval_batch_size": "evaluation.batch_size",
-    "save_steps": "train.checkpoint_every",
-    "save_total_limit": "train.keep",
-    "eval_steps": "train.eval_every",
-    "logging_steps": "train.log_every",
-    "metric_for_best_model": "train.best_metric",
-    "precompute_ref_log_probs": "reference.mode",
-    "sync_ref_model": "reference.mode",
-    "ref_model_mixup_alpha": "reference.update_rate",
-    "ref_model_sync_steps": "reference.update_every",
-}
-"""Names that people bring from other trainers, for the hint in a message. They are not accepted."""
 
 
 @functools.cache

@@ -117,6 +117,12 @@ def _method(config: RunConfig) -> Iterator[Problem]:
         return
     for problem in method.check_options(config.method.options):
         yield ("method.options",), problem
+    if config.data.loss_on == "all" and method.layout.name != "SINGLE":
+        yield (
+            ("data.loss_on", "method.name"),
+            f"data.loss_on: got 'all', expected 'completion': {method.name} compares completions of a prompt, and all"
+            " of them share its tokens.",
+        )
     if method.batch_coupled and config.train.batch_size < 2:
         yield (
             ("train.batch_size", "method.name"),

@@ -16,7 +16,7 @@ from jaxalign.config_checks import DEFAULT_MAX_LENGTH
 from jaxalign.data.chat import load_chat_template
 from jaxalign.data.contract import DataReport
 from jaxalign.data.examples import label_counts, length_facts, load_examples
-from jaxalign.data.holdout import shared_prompts, split_by_prompt
+from jaxalign.data.holdout import nested_subset, shared_prompts, split_by_prompt
 from jaxalign.data.pipeline import Attach, OrderedBatches, Packer, ShuffledBatches
 from jaxalign.data.records import ExampleSet
 from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
@@ -144,6 +144,10 @@ def check_data(config: RunConfig, *, tokenizer: Any = None) -> CheckedData:
             "train": (examples.select(kept), _amended(report, examples.select(kept), 0)),
             "eval": (examples.select(held), _amended(report, examples.select(held), 0)),
         }
+    if data.size is not None:
+        examples, report = loaded["train"]
+        examples = nested_subset(examples, data.size, data.seed)
+        loaded["train"] = (examples, _amended(report, examples, 0))
     _check_partners(config, {name: examples for name, (examples, _) in loaded.items()})
     _check_row_length(config, loaded["train"][0])
     return CheckedData(tokenizer, loaded, max_length)
@@ -161,15 +165,24 @@ def read_examples(
     max_positions: int,
 ) -> tuple[ExampleSet, DataReport]:
     """Reads a source of the run with a tokenizer and for a model, which need not be the policy's."""
-    data = config.data
-    return load_examples(
+    data, method = config.data, get_method(config.method.name)
+    degrees = method.head_outputs(method.resolve_options(config.method.options)) if "degrees" in method.columns else 2
+    examples, report = load_examples(
         source[0] if len(source) == 1 else list(source),
         tokenizer,
-        layout=get_method(config.method.name).layout.name.lower(),
+        layout=method.layout.name.lower(),
+        needs=method.columns,
         split=split,
         config=data.subset,
         columns=data.columns,
         turns=data.turns,
+        pairs_per_prompt=data.pairs_per_prompt,
+        max_completions=data.max_completions,
+        step_separator=data.step_separator,
+        last_step_only=data.last_step_only,
+        degrees=degrees,
+        damaged=data.damaged,
+        mark_stop_words=data.mark_stop_words,
         chat_template=chat_template,
         tokenization=data.tokenization,
         special_tokens=data.special_tokens,
@@ -183,6 +196,10 @@ def read_examples(
         vocabulary=vocabulary,
         max_positions=max_positions,
     )
+    if data.loss_on == "all":
+        examples = examples.scoring_all_tokens()
+        report = _amended(report, examples, 0)
+    return examples, report
 
 
 def training_steps(config: RunConfig, data: CheckedData) -> int:
@@ -292,8 +309,8 @@ class _Fill(NamedTuple):
 
 
 def _fill(examples: ExampleSet, mismatched: bool) -> _Fill:
-    scored = examples.completion_lengths.sum(axis=1).astype(np.int64)
-    tokens = scored + examples.prompt_lengths
+    scored = examples.scored_tokens
+    tokens = examples.row_tokens
     largest = int(tokens.max()), int(scored.max())
     if not mismatched:
         return _Fill(tokens, scored, examples.completions, largest)

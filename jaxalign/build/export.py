@@ -11,9 +11,9 @@ from jaxalign.build.data import architecture, export_tokenizer, tokenizer_folder
 from jaxalign.build.model import make_policy, mesh_plan
 from jaxalign.config import RunConfig, read_json
 from jaxalign.data.prompts import end_token_ids
-from jaxalign.methods import get_method
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
+from jaxalign.methods import get_method
 from jaxalign.models.huggingface import load_policy, resolve, save_pretrained
 from jaxalign.training.checkpoint import Checkpoints
 
