@@ -225,7 +225,9 @@ def data_facts(method: Method) -> dict[str, str]:
     found = facts(method)
     found.pop("paper", None)
     if method.columns:
-        called = dict.fromkeys(MADE, "made of the texts") | dict(SPELLINGS if method.layout is Layout.PAIRED else {})
+        in_rows = {*LAYOUT_COLUMNS.get(method.layout.name.lower(), ())} - {*MADE}
+        called = {name: "made when the data is made ready" for name in method.columns if name not in in_rows}
+        called |= SPELLINGS if method.layout is Layout.PAIRED else {}
         columns = (f"`{name}`" + (f" ({called[name]})" if name in called else "") for name in method.columns)
         found["columns"] = "; ".join(columns)
     return found
