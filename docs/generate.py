@@ -18,7 +18,7 @@ import jax
 
 from jaxalign import objectives
 from jaxalign.config_transport import read
-from jaxalign.data.columns import MADE, SPELLINGS
+from jaxalign.data.columns import LAYOUT_COLUMNS, MADE, SPELLINGS
 from jaxalign.docstrings import Block, Docstring, read_docstring
 from jaxalign.errors import ConfigError
 from jaxalign.method import INPUTS, Layout, Method
