@@ -17,8 +17,9 @@ _MPO = """Mixed Preference Optimization: which completion is better, whether eac
 Three terms for three questions: `dpo` learns relative preference, `bco_pair` the absolute quality of each completion,
 `nll` the generation of the chosen one. Written out it is ``0.8*dpo + 0.2*bco_pair + nll``.
 
-The weights and the likelihood's mean over all tokens are TRL's recipe for the paper. TRL's `bco_pair` has lost the
-reward shift that the term has here: see there.
+The weights and the likelihood's mean over all tokens are TRL's recipe for the paper. TRL's second term has lost
+its reward shift since: TRL's value today is that of ``0.8*dpo + 0.2*nca_pair + nll`` with ``nca_pair_noise_share = 0``
+and one beta.
 
 Returns:
   Losses, ``[B]``; every pair weighs 1 (0 where masked). Rewards in the metrics are those of `dpo`; ``loss/dpo``,

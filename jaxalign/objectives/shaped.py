@@ -1,11 +1,12 @@
 """Objectives on preference pairs that change DPO's log-ratios, or their margin, before the logistic loss."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxalign.objectives.divergences import Divergence, divergence_link
 from jaxalign.objectives.ranges import NonNegative, Positive, Range, Smoothing
 from jaxalign.objectives.terms import (
     Pairs,
@@ -19,7 +20,6 @@ from jaxalign.objectives.terms import (
 )
 from jaxalign.types import LossOutput, Pair
 
-Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 BetweenKls = Annotated[float, Range(gt=0.0, lt=1.0)]
 Exponent = Annotated[float, Range(gt=0.0, le=80.0)]
 """A largest argument of exp in float32, which overflows at 88.7."""
@@ -317,17 +317,6 @@ def f_dpo(
     """
     ratios = log_ratios(policy, reference)
 
-    def link(rho: Float[Array, " B"]) -> Float[Array, " B"]:
-        if divergence == "reverse_kl":
-            return rho
-        if divergence == "forward_kl":
-            return -jnp.expm1(jnp.minimum(-rho, exponent_clip))
-        if divergence == "js":
-            return jnp.log(2.0) + jax.nn.log_sigmoid(rho)
-        if divergence == "alpha":
-            return -jnp.expm1(jnp.minimum(-alpha * rho, exponent_clip)) / alpha
-        raise ValueError(f"divergence: got {divergence!r}, expected 'reverse_kl', 'forward_kl', 'js' or 'alpha'.")
-
-    links = Pair(link(ratios.chosen), link(ratios.rejected))
+    links = Pair(*(divergence_link(divergence, rho, alpha, exponent_clip) for rho in ratios))
     losses = logistic_loss(beta * difference(links), label_smoothing)
     return paired_output(losses, rewards=scaled(beta, links), policy=policy)
