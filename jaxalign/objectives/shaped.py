@@ -316,7 +316,6 @@ def f_dpo(
       0.5723
     """
     ratios = log_ratios(policy, reference)
-
     links = Pair(*(divergence_link(divergence, rho, alpha, exponent_clip) for rho in ratios))
     losses = logistic_loss(beta * difference(links), label_smoothing)
     return paired_output(losses, rewards=scaled(beta, links), policy=policy)
