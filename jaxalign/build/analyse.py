@@ -63,7 +63,7 @@ def token_credit(
     beta = _beta(method.resolve_options(config.method.options))
     found: dict[int, Credited] = {}
     with jax.set_mesh(plan.mesh):
-        policy = make_policy(config, architecture(config), plan)
+        policy = make_policy(config, architecture(config), plan, method)
         start = functools.cache(lambda: start_variables(config, policy, plan))
         reference = make_reference(config, views, policy, start, plan, donated=False)
         step = jax.jit(make_credit_step(policy, reference.reference), out_shardings=plan.replicated)

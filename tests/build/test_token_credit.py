@@ -78,6 +78,20 @@ def test_mismatched_partners_are_left_out(world, configure):
         assert example.completions[0].credit.any()
 
 
+def test_a_combination_takes_the_beta_of_its_first_term(world, configure):
+    """Completions that are read and never scored (spo's damaged ones) get no credit."""
+    config = configure(method__name="dpo + 0.1*spo", method__dpo_beta=0.7)
+    found = build.token_credit(config, model=str(world.twin), count=2)
+    plain = build.token_credit(configure(method__beta=0.7), model=str(world.twin), count=2)
+    assert found.beta == 0.7
+    for example, same in zip(found.examples, plain.examples, strict=True):
+        assert [completion.name for completion in example.completions] == ["chosen", "rejected"]
+        for completion, other in zip(example.completions, same.completions, strict=True):
+            assert completion.tokens == other.tokens
+            assert completion.credit.any()
+            assert np.abs(completion.credit - other.credit).max() < 1e-4
+
+
 def test_no_reference(world, configure):
     found = build.token_credit(configure(method__name="simpo"), model=str(world.model), count=1)
     assert found.reference is None
