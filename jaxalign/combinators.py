@@ -226,15 +226,16 @@ def valid(inputs: Inputs, losses: Float[Array, " B"]) -> Float[Array, " B"]:
 def counted(output: LossOutput, method: Method, inputs: Inputs) -> Float[Array, " B"]:
     """Losses whose plain mean over the valid examples is the method's own weighted mean, ``[B]``.
 
-    Only a batch-coupled method may weigh its examples (beta-DPO drops some), and it sees the whole batch.
+    That takes the whole batch, which a batch-coupled method alone sees (beta-DPO drops pairs of it). Else an example
+    that weighs nothing adds nothing (a ranking without an order).
     """
-    if not method.batch_coupled:
-        return output.losses
-    mask = valid(inputs, output.losses)
+    mask = valid(inputs, output.losses) if method.batch_coupled else jnp.ones_like(output.losses)
     weights = fixed(output.weights) * mask
+    losses = jnp.where(weights > 0, output.losses, 0.0) * weights
+    if not method.batch_coupled:
+        return losses
     total = weights.sum()
-    scale = jnp.where(total > 0, mask.sum() / jnp.where(total > 0, total, 1.0), 0.0)
-    return jnp.where(weights > 0, output.losses, 0.0) * weights * scale
+    return losses * jnp.where(total > 0, mask.sum() / jnp.where(total > 0, total, 1.0), 0.0)
 
 
 def reduced(method: Method, inputs: Inputs, weights: Any = None, counts: Any = None) -> Inputs:
@@ -279,16 +280,20 @@ def transformed(
     formula: str,
     logps: Logps | None = None,
     further: Sequence[str] = (),
+    without: Sequence[str] = (),
     settings: Mapping[str, Setting] = {},
     replaced: Mapping[str, Setting] | None = None,
 ) -> Method:
-    """A method around another one: its inputs and `further` ones, its options and `settings` (or those `replaced`).
+    """A method around another one: its inputs and `further` ones `without` some, its options and `settings`.
+
+    `replaced` are settings in the place of all of its options.
 
     Raises:
       TypeError: tokens are asked for where there are only sums, or an option is there twice.
     """
     if logps is Logps.TOKEN and any(one.startswith("mismatched") for one in method.inputs):
         raise TypeError(f"{method.name} compares with mismatched completions, of which there are no tokens.")
+    asked = union([inputs_of(method), dict.fromkeys(further, inspect.Parameter.empty)])
     return build(
         body,
         name=name,
@@ -297,7 +302,7 @@ def transformed(
         batch_coupled=method.batch_coupled,
         state=method.state,
         head=method.head,
-        inputs=union([inputs_of(method), dict.fromkeys(further, inspect.Parameter.empty)]),
+        inputs={one: default for one, default in asked.items() if one not in without},
         settings=merged(settings, settings_of(method)) if replaced is None else replaced,
         summary=summary,
         formula=formula,

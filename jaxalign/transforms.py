@@ -110,6 +110,7 @@ def sampled(method: Method) -> Method:
         name=f"sampled({method.name})",
         logps=Logps.TOKEN,
         further=("token_mask", "keys"),
+        without=("lengths",),
         summary=f"{method.name} on as many tokens of both completions, drawn at random.",
         formula="m    = min(|y_w|, |y_l|)\n"
         "lp   = sum over m tokens, drawn without replacement, of log p_t; lr over the same tokens\n"

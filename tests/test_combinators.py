@@ -75,6 +75,13 @@ def test_smoothed_dpo_is_its_own_smoothing(share):
     assert_same(transform("smoothed", "simpo"), METHODS["simpo"], {"smoothing": 0.0}, {})
 
 
+def test_a_draw_is_as_long_as_the_shorter_completion():
+    """R-DPO has no length margin on completions of one length: it is dpo on the draw, and asks for no lengths."""
+    method = transform("sampled", "r_dpo")
+    assert "lengths" not in method.inputs
+    assert_same(method, METHODS["sampo"], {"alpha": 0.5}, {})
+
+
 def test_smoothed_by_hand():
     """IPO with D = 1 and target 5: 0.75 * (1 - 5)^2 + 0.25 * (-1 - 5)^2 = 12 + 9."""
     inputs = {
@@ -240,6 +247,19 @@ def test_the_mean_of_a_sum_is_the_sum_of_the_means(masked):
     assert (parts[0].weights < mask).any()  # one is dropped
     expected = 0.5 * mean_loss(parts[0], mask) + 2.0 * mean_loss(parts[1], mask)
     np.testing.assert_allclose(mean_loss(method.loss(inputs), mask), expected, rtol=1e-6)
+
+
+def test_a_ranking_without_an_order_adds_nothing():
+    """One example has equal scores: its share of the reward model's loss is 0."""
+    ranked, listed = METHODS["reward_model_ranked"], METHODS["info_nca"]
+    with pytest.raises(TypeError, match="the terms of a sum"):
+        weighted_sum({"ranked": (1.0, ranked), "dpo": (1.0, DPO)})
+    method = weighted_sum({"ranked": (1.0, ranked), "listed": (1.0, listed)})
+    inputs = make_inputs(method)
+    inputs["scores"] = inputs["scores"].at[2].set(1.0)
+    output = method.loss(inputs)
+    assert output.metrics["loss/ranked"][2] == 0
+    np.testing.assert_allclose(output.losses[2], listed.loss(inputs).losses[2], rtol=1e-6)
 
 
 def test_a_head_is_the_term_s():
