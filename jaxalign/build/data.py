@@ -15,6 +15,7 @@ from jaxalign.config import DataConfig, RunConfig
 from jaxalign.config_checks import DEFAULT_MAX_LENGTH
 from jaxalign.data.chat import load_chat_template
 from jaxalign.data.contract import DataReport
+from jaxalign.data.density_ratio import prompt_density_ratios
 from jaxalign.data.examples import label_counts, length_facts, load_examples
 from jaxalign.data.holdout import nested_subset, shared_prompts, split_by_prompt
 from jaxalign.data.pipeline import Attach, OrderedBatches, Packer, ShuffledBatches
@@ -148,6 +149,8 @@ def check_data(config: RunConfig, *, tokenizer: Any = None) -> CheckedData:
         examples, report = loaded["train"]
         examples = nested_subset(examples, data.size, data.seed)
         loaded["train"] = (examples, _amended(report, examples, 0))
+    if "density_ratios" in get_method(config.method.name).columns:
+        loaded = _with_density_ratios(loaded, data.seed)
     _check_partners(config, {name: examples for name, (examples, _) in loaded.items()})
     _check_row_length(config, loaded["train"][0])
     return CheckedData(tokenizer, loaded, max_length)
@@ -171,7 +174,7 @@ def read_examples(
         source[0] if len(source) == 1 else list(source),
         tokenizer,
         layout=method.layout.name.lower(),
-        needs=method.columns,
+        needs=[name for name in method.columns if name != "density_ratios"],  # that one is made of the whole set
         split=split,
         config=data.subset,
         columns=data.columns,
@@ -226,6 +229,23 @@ def _without_overlap(train: ExampleSet, held_out: ExampleSet, data: DataConfig) 
     if not kept:
         raise DataError("data.train: every prompt is also held out; no example is left to train on.")
     return train.select(kept), len(train) - len(kept)
+
+
+def _with_density_ratios(
+    loaded: Mapping[str, tuple[ExampleSet, DataReport]], seed: int
+) -> dict[str, tuple[ExampleSet, DataReport]]:
+    """The sets with the column ``density_ratios``, learned from the training prompts."""
+    sets = [examples for examples, _ in loaded.values()]
+    prompts = [[example.prompt for example in examples] for examples in sets]
+    ratios = prompt_density_ratios(
+        prompts[0], sets[0].columns["desirable"], others=[p for rest in prompts[1:] for p in rest], seed=seed
+    )
+    edges = np.cumsum([0, *map(len, sets)])
+    found = {}
+    for (name, (examples, report)), start, stop in zip(loaded.items(), edges[:-1], edges[1:], strict=True):
+        examples = dataclasses.replace(examples, columns={**examples.columns, "density_ratios": ratios[start:stop]})
+        found[name] = (examples, _amended(report, examples, 0))
+    return found
 
 
 def _check_partners(config: RunConfig, sets: Mapping[str, ExampleSet]) -> None:

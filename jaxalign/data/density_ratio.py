@@ -15,6 +15,7 @@ def prompt_density_ratios(
     prompts: Sequence[np.ndarray | Sequence[int]],
     desirable: Sequence[bool] | np.ndarray,
     *,
+    others: Sequence[np.ndarray | Sequence[int]] = (),
     sample: int = SAMPLE,
     smallest: float = 0.5,
     largest: float = 10.0,
@@ -29,13 +30,14 @@ def prompt_density_ratios(
     Args:
       prompts: token ids of each example's prompt.
       desirable: the label of each example.
+      others: further prompts, of which the classifier learns nothing: held-out ones.
       sample: the classifier learns from up to so many prompts of each label, drawn without replacement.
       smallest: lower bound of the ratios.
       largest: upper bound of the ratios.
       seed: of the draw.
 
     Returns:
-      One ratio an example, float32, in the order of the examples.
+      One ratio an example, float32, in the order of the examples, the others behind them.
 
     Raises:
       DataError: prompts and labels are not equally many, or all labels are alike.
@@ -63,10 +65,11 @@ def prompt_density_ratios(
             "density ratios need the package scikit-learn. Install it with: pip install 'jaxalign[density]'"
         ) from error
 
-    starts = np.cumsum([0, *(len(prompt) for prompt in prompts)])
-    tokens = np.concatenate([np.asarray(prompt, np.int64) for prompt in prompts])
+    everyone = [*prompts, *others]
+    starts = np.cumsum([0, *(len(prompt) for prompt in everyone)])
+    tokens = np.concatenate([np.asarray(prompt, np.int64) for prompt in everyone])
     # The ids as they come: columns of a sparse matrix, where a token that occurs twice adds up.
-    counts = csr_array((np.ones(len(tokens)), tokens, starts), shape=(len(prompts), int(tokens.max(initial=0)) + 1))
+    counts = csr_array((np.ones(len(tokens)), tokens, starts), shape=(len(everyone), int(tokens.max(initial=0)) + 1))
     counts.sum_duplicates()
 
     rng = np.random.default_rng(seed)

@@ -216,6 +216,10 @@ def metric_names(method: Method, options: Mapping[str, Any], has_reference: bool
             return np.zeros((2, 1, method.head_outputs(options)), np.float32)
         if name == "degrees":
             return np.zeros((2, 1), np.int32)
+        if name == "step_labels":
+            return np.broadcast_to(np.array([0, 1, -1], np.int32), (2, completions, 3))
+        if name in ("scores", "win_probabilities"):
+            return np.broadcast_to(np.arange(completions, 0.0, -1.0, np.float32) / completions, (2, completions))
         shape = {"example": (2,), "completion": (2, completions), "token": (2, completions, 3)}[per]
         return np.full((*shape, 2) if name == "step_logits" else shape, -1.0, np.float32)
 

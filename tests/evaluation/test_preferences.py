@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.build.data import column_names, is_mismatched
+from jaxalign.data.pipeline import OrderedBatches, Packer, ordered_iterator
 from jaxalign.data.records import Example
 from jaxalign.data.rows import RowShape, build_rows, plan_rows
 from jaxalign.errors import DataError, NumericsError
@@ -17,6 +19,7 @@ from jaxalign.evaluation.preferences import (
     collect,
     evaluate_preferences,
     make_eval_step,
+    metric_names,
     preference_metrics,
 )
 from jaxalign.methods import METHODS, Layout
@@ -25,6 +28,8 @@ from jaxalign.models.policy import build_policy
 from jaxalign.training import references
 from jaxalign.training.mesh import make_mesh
 from jaxalign.types import Rows
+from tests.bigram import bigram_policy
+from tests.example_sets import examples_for
 
 COUNT, VOCABULARY = 11, 40
 SHAPE = RowShape(tokens=48, scored=32, examples=4, completions=2)
@@ -168,11 +173,54 @@ def test_sft_weighs_tokens():
     assert not [name for name in got if name.startswith(("kl", "ranking", "rewards"))]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@functools.cache
+def every_run(name: str, batch_size: int) -> dict[str, float]:
+    """A method on data with all that it reads, in batches of a shuffled order, by the bigram model."""
+    method = METHODS[name]
+    examples = examples_for(method, vocabulary=VOCABULARY, count=COUNT, longest=7)
+    examples = examples.select(np.random.default_rng(batch_size).permutation(COUNT))
+    batches = OrderedBatches(examples, batch_size=batch_size, mismatched=is_mismatched(method))
+    shape = RowShape(64, 32, 4, examples.completions + batches.mismatched)
+    packer = Packer(shape, (batch_size,), 1, column_names=column_names(method, ()))
+    policy, variables, other = small_model(method)
+    step = jax.jit(make_eval_step(policy, method, references.frozen(policy)))
+    return evaluate_preferences(
+        step,
+        (jax.tree.map(jnp.asarray, packed.rows) for packed in ordered_iterator(batches, packer)),
+        method=method,
+        options=method.resolve_options({}),
+        variables=variables,
+        frozen={"reference": other},
+    )
+
+
+def small_model(method):
+    config = DecoderConfig(
+        vocab_size=VOCABULARY, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=24, max_positions=64
+    )
+    policy = bigram_policy(config, head_outputs=method.head_outputs(method.resolve_options({})))
+    return policy, policy.init(jax.random.key(0)), policy.init(jax.random.key(1))
+
+
+# An example's id is its place in the set, and what is drawn at random is drawn by id; a partner is another one too.
+ORDERED = {name for name in METHODS if {"keys", "mismatched_policy"} & set(METHODS[name].inputs)}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ORDERED])
 def test_batch_size_and_order_change_nothing(name):
-    whole = run(name, COUNT)
+    whole = every_run(name, COUNT)
     assert whole
     assert all(np.isfinite(value) for value in whole.values())
+    assert set(whole) == set(metric_names(METHODS[name], METHODS[name].resolve_options({}), has_reference=True))
+    other = every_run(name, 3)
+    assert other.keys() == whole.keys()
+    for metric, value in whole.items():
+        assert other[metric] == pytest.approx(value, rel=1e-5, abs=1e-6), metric
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "sft"])
+def test_batch_size_changes_nothing_with_the_decoder(name):
+    whole = run(name, COUNT)
     for batch_size in (1, 2, 5):
         other = run(name, batch_size)
         assert other.keys() == whole.keys()
