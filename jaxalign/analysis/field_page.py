@@ -16,6 +16,8 @@ from jaxalign.analysis.page import html
 SIZE, LEFT, TOP, BOTTOM, RIGHT = 440, 56, 10, 46, 12
 ARROWS = 15
 """Most arrows along an axis."""
+STEEPEST = 0.98
+"""The share of places whose slope an arrow's length tells; those of the steepest are of one length."""
 FACTORS = (0.01, 0.1, 0.3, 0.9, 1.1, 3.0, 10.0, 100.0)
 """Edges of the bands of the push ratio."""
 
@@ -62,11 +64,12 @@ x<sub>2</sub> = π(y<sub>l</sub>) / π<sub>ref</sub>(y<sub>l</sub>) to the rejec
 <div class="pair">
 <figure><h2>Loss, and where descent pushes</h2>{_loss_chart(field)}
 <figcaption>Arrows: the way of descent, right and up for more probability; their length grows as the square root of the
-slope, because slopes differ by orders of magnitude. Lines: equal loss, with as much of the plane between each two.
+slope, because slopes differ by orders of magnitude, and the steepest 2 % are of one length.
+Lines: equal loss, with as much of the plane between each two.
 Point at a place to read its numbers.</figcaption></figure>
 <figure><h2>Which probability is pushed harder</h2>{_push_chart(field)}{_keys()}
 <figcaption>|∂L/∂x<sub>1</sub>| / |∂L/∂x<sub>2</sub>|: the slope in the probabilities themselves, not in their
-logarithms. For DPO it is x<sub>2</sub> / x<sub>1</sub>.</figcaption></figure>
+logarithms. For DPO it is x<sub>2</sub> / x<sub>1</sub>. Blank: no push at all.</figcaption></figure>
 </div>
 <h2>Along the way from the reference</h2>
 {_table(field)}
@@ -152,15 +155,17 @@ def _arrows(field: Field) -> str:
     some = _sampled(field)
     longest = 0.9 * SIZE / len(some)
     slopes = np.hypot(field.chosen_slope, field.rejected_slope)
-    # Nothing is known of a place where the slope overflows.
-    most = slopes[np.isfinite(slopes)].max(initial=0.0)
+    # Of a place where the slope overflows nothing is known; a few steep places hide no others.
+    pushed = slopes[np.isfinite(slopes) & (slopes > 0)]
+    most = float(np.quantile(pushed, STEEPEST)) if pushed.size else 0.0
+    inside = [i for i in some if 0 < i < len(field.chosen) - 1]  # arrows stay in the frame
     lines, heads = [], []
-    for row in some:
-        for column in some:
+    for row in inside:
+        for column in inside:
             slope = slopes[row, column]
             if not np.isfinite(slope) or slope == 0.0:
                 continue
-            length = longest * math.sqrt(slope / most)
+            length = longest * math.sqrt(min(1.0, slope / most))
             across, down = -field.chosen_slope[row, column] / slope, field.rejected_slope[row, column] / slope
             x0 = x(float(field.chosen[column])) - length * across / 2
             y0 = y(float(field.rejected[row])) - length * down / 2

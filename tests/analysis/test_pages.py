@@ -66,7 +66,7 @@ def test_field_page_of_a_flat_or_broken_loss(values: float):
 
 def test_arrows_point_down_the_loss():
     """The arrow of DPO at the middle goes right (chosen up) and down (rejected down)."""
-    field = gradient_field(METHODS["dpo"], extent=1.0, points=5)
+    field = gradient_field(METHODS["dpo"], extent=1.0, points=7)
     page = field_page.render(field)
     drawn = re.search(r'class="arrow" d="([^"]+)"', page)
     assert drawn is not None
