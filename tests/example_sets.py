@@ -41,7 +41,7 @@ def _example(method: Method, i: int, prompt, completions, vocabulary: int) -> Ex
         "marked": lambda: tuple(rng.random(len(c)) < 0.5 for c in completions),
         "token_weights": lambda: tuple(rng.uniform(0.2, 1.5, len(c)).astype(np.float32) for c in completions),
         "step_labels": lambda: tuple(rng.integers(-1, 2, len(c)).astype(np.int32) for c in completions),
-        "degrees": lambda: 1 + np.arange(DAMAGED, dtype=np.int32),
+        "degrees": lambda: np.array([0, -1, *range(1, DAMAGED + 1)], np.int32),
     }
     return Example(
         prompt,

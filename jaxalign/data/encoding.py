@@ -251,17 +251,24 @@ def _step_labels(ends: dict[int, int], kept: int) -> np.ndarray:
 def _degrees(degrees: tuple[int, ...], ids: list[np.ndarray], scored: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Degrees of all completions, -1 where there is none, and the damaged completions, empty where there is none.
 
-    A damaged completion with the same tokens as one before it (cut off behind the damage, say) is none.
+    A copy with the same tokens as an answer of the pair, or as the copy before it (cut off behind the damage, say), is
+    none, and an answer without any copy is compared with nothing.
     """
     rest = iter(ids[scored:])
     found, unscored = list(degrees), []
-    seen = {c.tobytes() for c in ids[:scored]}
-    for i in range(scored, len(degrees)):
-        damaged = next(rest) if degrees[i] >= 0 else np.zeros(0, np.int32)
-        if damaged.tobytes() in seen:
-            found[i], damaged = -1, damaged[:0]
-        seen.add(damaged.tobytes())
-        unscored.append(damaged)
+    sides = [side for side in range(scored) if degrees[side] == 0]
+    copies = (len(degrees) - scored) // len(sides)
+    for n, side in enumerate(sides):
+        seen = {answer.tobytes() for answer in ids[:scored]}
+        places = range(scored + n * copies, scored + (n + 1) * copies)
+        for i in places:
+            damaged = next(rest) if degrees[i] >= 0 else ids[0][:0]
+            if damaged.tobytes() in seen:
+                found[i], damaged = -1, damaged[:0]
+            seen.add(damaged.tobytes())
+            unscored.append(damaged)
+        if all(found[i] < 0 for i in places):
+            found[side] = -1
     return np.asarray(found, np.int32), tuple(unscored)
 
 

@@ -42,9 +42,9 @@ class KeyPhrases:
     def __call__(self, record: Record) -> Record:
         """The pair with its damaged copies behind it, which are not scored, and the column ``degrees``.
 
-        ``degrees`` holds one number for the chosen and the rejected answer (0, or -1 where that side is not damaged)
-        and one for each of the C - 1 copies of each damaged side (-1 where there is nothing more to remove; such a copy
-        is not among the record's completions).
+        ``degrees`` holds one number for the chosen and one for the rejected answer (0, or -1 where that side is not to
+        be damaged), and then one for each of the C - 1 copies of each damaged side (-1 where there is nothing more to
+        remove; such a copy is not among the record's completions).
         """
         sides = {"chosen": (0,), "rejected": (1,), "both": (0, 1)}[self.sides]
         degrees = [0 if side in sides else -1 for side in range(2)]

@@ -154,5 +154,5 @@ def _head_outputs(policy: Any, variables: Variables, method: Method, hidden: Arr
         if "rewards" in method.inputs:
             found["rewards"] = outputs[:, :, :own, 0]
         else:
-            found["degree_logits"] = outputs[:, :, own:]
+            found["degree_logits"] = outputs  # intact completions first: they have degree 0
     return found

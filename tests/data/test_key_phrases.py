@@ -70,8 +70,8 @@ ROWS = [
 @pytest.mark.parametrize(
     ("sides", "degrees"),
     [
-        ("both", [[0, 0, 1, 2, -1, 2], [0, 0, -1, -1, 1, 2]]),
-        ("chosen", [[0, -1, 1, 2], [0, -1, -1, -1]]),
+        ("both", [[0, 0, 1, 2, -1, 2], [-1, 0, -1, -1, 1, 2]]),
+        ("chosen", [[0, -1, 1, 2], [-1, -1, -1, -1]]),
         ("rejected", [[-1, 0, -1, 2], [-1, 0, 1, 2]]),
     ],
 )
@@ -93,7 +93,7 @@ def test_conversations_are_damaged_in_their_last_turn(tiny):
     turns = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", TEXT), ("rejected", "No."))}
     row = {"prompt": [{"role": "user", "content": "Q?"}], **turns}
     examples, _ = load_examples([row], tiny, needs=("degrees",), degrees=2, chat_template="chatml")
-    assert examples.columns["degrees"].tolist() == [[0, 0, 1, -1]]
+    assert examples.columns["degrees"].tolist() == [[0, -1, 1, -1]]
     (copy,) = KeyPhrases(degrees=2).damage(TEXT)
     assert tiny.decode(examples[0].unscored[0]) == f"{copy}<|im_end|>"
 
@@ -103,7 +103,7 @@ def test_a_copy_that_is_cut_before_its_damage_is_none(tiny):
     whole, _ = load_examples([row], tiny, needs=("degrees",), degrees=2, damaged="chosen")
     short, _ = load_examples([row], tiny, needs=("degrees",), degrees=2, damaged="chosen", max_completion_length=3)
     assert whole.columns["degrees"].tolist() == [[0, -1, 1]]
-    assert short.columns["degrees"].tolist() == [[0, -1, -1]]
+    assert short.columns["degrees"].tolist() == [[-1, -1, -1]]
     assert len(short[0].unscored[0]) == 0
 
 

@@ -82,7 +82,7 @@ class Sequences:
             outputs = policy.outputs(params, hidden)
             ends = self.at(outputs, jnp.asarray(self.prompts + self.lengths - 1)[:, None])[:, 0]
             found["rewards"] = self.by_example(ends[..., 0])
-            found["degree_logits"] = ends.reshape(-1, self.each, ends.shape[-1])[:, self.completions :]
+            found["degree_logits"] = ends.reshape(-1, self.each, ends.shape[-1])
             found["step_logits"] = self.of_tokens(outputs, before=0)
         if policy.language_head:
             log_p = jax.nn.log_softmax(policy.logits(params, self.tokens))
