@@ -1,4 +1,4 @@
-"""Methods made of methods: a weighted sum of losses, smoothed labels, and what else `jaxalign.transforms` has.
+"""Methods made of methods: a weighted sum of losses, and what `jaxalign.transforms` has.
 
 Each takes rows and gives a row, whose inputs and options are read from a signature as those of any other. In a
 configuration the same is written as an expression, ``0.8*dpo + 0.2*bco_pair + nll``: see `jaxalign.combinations`.
@@ -11,7 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -21,7 +21,6 @@ from jaxalign.method import INPUTS, Layout, Logps, Method, annotations
 from jaxalign.objectives.ranges import NonNegative
 from jaxalign.objectives.terms import fixed
 from jaxalign.objectives.token_terms import token_counts, token_sums
-from jaxalign.ranges import Range
 from jaxalign.types import LossOutput, Pair
 
 Inputs = dict[str, Any]
@@ -97,40 +96,6 @@ def weighted_sum(terms: Mapping[str, tuple[float, Method]]) -> Method:
         summary=f"The weighted sum of {_listed(method.name for method in methods.values())}.",
         formula="loss = " + "\n     + ".join(f"{prefix[name]}weight * loss of {m.name}" for name, m in methods.items()),
         meaning=[f"{method.name}: {method.summary}" for method in methods.values()],
-    )
-
-
-def smoothed(method: Method) -> Method:
-    """A method on pairs whose preference labels are assumed to be flipped now and then.
-
-    ``(1 - smoothing) * L(chosen, rejected) + smoothing * L(rejected, chosen)``: the expected loss if a share
-    `smoothing` of the pairs is labelled the wrong way round. Of `dpo` it is its own ``label_smoothing`` (cDPO).
-
-    Raises:
-      TypeError: the method does not learn from pairs.
-    """
-    expect_layout(method, Layout.PAIRED, "there are two sides to swap only in a pair")
-
-    def body(inputs: Inputs, options: Options) -> LossOutput:
-        share, own = options["smoothing"], {name: options[name] for name in method.options}
-        swapped = {name: Pair(*value[::-1]) if isinstance(value, Pair) else value for name, value in inputs.items()}
-        if inputs.get("preference") is not None:
-            swapped |= {"preference": 1.0 - inputs["preference"]}
-        output = method.loss(inputs, own)
-        flipped = method.loss(swapped, own)
-        losses = (1.0 - share) * counted(output, method, inputs) + share * counted(flipped, method, inputs)
-        return replace(output, losses=losses, weights=valid(inputs, losses))
-
-    share = Setting(
-        Annotated[float, Range(ge=0.0, lt=0.5)], 0.1, "the share of preference labels assumed to be flipped."
-    )
-    return transformed(
-        method,
-        body,
-        name=f"smoothed({method.name})",
-        settings={"smoothing": share},
-        summary=f"{method.name} with labels that may be wrong.",
-        formula=f"loss = (1 - smoothing) * loss of {method.name} + smoothing * the same with the two sides swapped",
     )
 
 

@@ -114,6 +114,38 @@ Example:
   0.6883
 """
 
+_SOFT_DPO = """DPO with the probability of each preference in the place of its label.
+
+::
+
+  p    = preference, the probability that the chosen completion is the better one
+  loss = p * loss of dpo + (1 - p) * loss of dpo with the two sides swapped
+
+Judges give probabilities, and people who vote disagree: a pair that half of them would turn round should teach
+nothing. Where ``p = 1`` it is `dpo`; the loss is least where ``sigmoid(h) = p``, so the margin learned is finite. It is
+the conservative DPO of ``label_smoothing`` with a smoothing of each pair's own. Written out it is ``soft(dpo)``.
+
+Returns:
+  Losses, ``[B]``; every pair weighs 1. Rewards in the metrics are those of `dpo`.
+
+References:
+  Mitchell, "A note on DPO with noisy preferences and relationship to IPO", 2023, eq. 3, with a noise rate a pair.
+
+Example:
+  The margin is ``h = 0.1 * 3``: ``0.75 * log(1 + exp(-0.3)) + 0.25 * log(1 + exp(0.3))``.
+
+  >>> import jax.numpy as jnp
+  >>> from jaxalign.methods import METHODS
+  >>> from jaxalign.types import Pair
+  >>> def pair(chosen, rejected):
+  ...     return Pair(jnp.array([chosen]), jnp.array([rejected]))
+  >>> output = METHODS["soft_dpo"].objective(
+  ...     policy=pair(-10.0, -13.0), reference=pair(-12.0, -12.0), preference=jnp.array([0.75])
+  ... )
+  >>> round(output.losses.item(), 4)
+  0.6294
+"""
+
 
 def recipes(rows: Mapping[str, Method]) -> tuple[Method, ...]:
     """The combined methods, made of the given rows."""
@@ -137,4 +169,5 @@ def recipes(rows: Mapping[str, Method]) -> tuple[Method, ...]:
             doc=_REGULARIZED_RPO,
             dpo_beta=0.01,
         ),
+        named(combined("soft(dpo)"), "soft_dpo", paper="arXiv 2305.18290", doc=_SOFT_DPO),
     )

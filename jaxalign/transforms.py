@@ -18,12 +18,13 @@ from jaxalign.combinators import (
     Inputs,
     Options,
     Setting,
+    counted,
     divided,
     expect_layout,
     on_tokens,
     reduced,
-    smoothed,
     transformed,
+    valid,
 )
 from jaxalign.method import Layout, Logps, Method
 from jaxalign.objectives.divergences import Divergence, divergence_link
@@ -56,6 +57,72 @@ def mean(method: Method) -> Method:
         summary=f"{method.name} on means over tokens.",
         formula=f"lp   = sum of log p_t / |y|, lr alike\nloss = loss of {method.name} with these",
     )
+
+
+def smoothed(method: Method) -> Method:
+    """A method on pairs whose preference labels are assumed to be flipped now and then.
+
+    ``(1 - smoothing) * L(chosen, rejected) + smoothing * L(rejected, chosen)``: the expected loss if a share
+    `smoothing` of the pairs is labelled the wrong way round. Of `dpo` it is its own ``label_smoothing`` (cDPO).
+
+    Raises:
+      TypeError: the method does not learn from pairs.
+    """
+    expect_layout(method, Layout.PAIRED, "there are two sides to swap only in a pair")
+
+    def body(inputs: Inputs, options: Options) -> LossOutput:
+        return _of_both_labels(method, inputs, options, options["smoothing"])
+
+    share = Setting(
+        Annotated[float, Range(ge=0.0, lt=0.5)], 0.1, "the share of preference labels assumed to be flipped."
+    )
+    return transformed(
+        method,
+        body,
+        name=f"smoothed({method.name})",
+        settings={"smoothing": share},
+        summary=f"{method.name} with labels that may be wrong.",
+        formula=f"loss = (1 - smoothing) * loss of {method.name} + smoothing * the same with the two sides swapped",
+    )
+
+
+def soft(method: Method) -> Method:
+    """A method on pairs whose preference labels are probabilities, from a judge or the votes of several people.
+
+    ``preference * L(chosen, rejected) + (1 - preference) * L(rejected, chosen)``: the expected loss over the label, so
+    `smoothed` with a smoothing of each pair's own. ``soft(dpo)`` is `soft_dpo`.
+
+    Raises:
+      TypeError: the method does not learn from pairs, or reads that probability itself.
+    """
+    expect_layout(method, Layout.PAIRED, "there are two sides to prefer only in a pair")
+    if "preference" in method.inputs:
+        raise TypeError(f"{method.name} reads the probability of the preference itself.")
+
+    def body(inputs: Inputs, options: Options) -> LossOutput:
+        given = {name: value for name, value in inputs.items() if name != "preference"}
+        return _of_both_labels(method, given, options, 1.0 - fixed(inputs["preference"]))
+
+    return transformed(
+        method,
+        body,
+        name=f"soft({method.name})",
+        further=("preference",),
+        summary=f"{method.name} with labels that are probabilities.",
+        formula=f"p    = preference\nloss = p * loss of {method.name} + (1 - p) * the same with the two sides swapped",
+    )
+
+
+def _of_both_labels(method: Method, inputs: Inputs, options: Options, share: Any) -> LossOutput:
+    """The expected loss if each pair's label is wrong with probability `share`; the metrics of the label as it is."""
+    own = _own(method, options)
+    swapped = {name: Pair(*value[::-1]) if isinstance(value, Pair) else value for name, value in inputs.items()}
+    if inputs.get("preference") is not None:
+        swapped |= {"preference": 1.0 - inputs["preference"]}
+    output = method.loss(inputs, own)
+    flipped = method.loss(swapped, own)
+    losses = (1.0 - share) * counted(output, method, inputs) + share * counted(flipped, method, inputs)
+    return replace(output, losses=losses, weights=valid(inputs, losses))
 
 
 def ld(method: Method) -> Method:
@@ -244,6 +311,7 @@ TRANSFORMS: Mapping[str, Callable[[Method], Method]] = MappingProxyType(
         "sampled": sampled,
         "weighted": weighted,
         "smoothed": smoothed,
+        "soft": soft,
         "on_policy": on_policy,
         "reverse_kl": partial(with_divergence, "reverse_kl"),
         "forward_kl": partial(with_divergence, "forward_kl"),

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxalign import objectives
-from jaxalign.combinators import named, on_tokens, settings_of, smoothed, weighted_sum
+from jaxalign.combinators import named, on_tokens, settings_of, weighted_sum
 from jaxalign.method import Layout, Logps, Method
 from jaxalign.methods import METHODS
-from jaxalign.transforms import MARGIN_LOSSES, TRANSFORMS
+from jaxalign.transforms import MARGIN_LOSSES, TRANSFORMS, smoothed
 from jaxalign.types import LossOutput, Pair
 from tests.method_inputs import B, make_inputs, trained
 
@@ -80,6 +80,14 @@ def test_a_draw_is_as_long_as_the_shorter_completion():
     method = transform("sampled", "r_dpo")
     assert "lengths" not in method.inputs
     assert_same(method, METHODS["sampo"], {"alpha": 0.5}, {})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_soft_labels_are_a_smoothing_of_each_pair(share):
+    method = transform("soft", "ipo")
+    inputs = make_inputs(method)
+    found = method.loss(inputs | {"preference": jnp.full(B, 1.0 - share)}).losses
+    np.testing.assert_allclose(found, smoothed(IPO).loss(inputs, {"smoothing": share}).losses, rtol=1e-6)
 
 
 def test_smoothed_by_hand():

@@ -87,7 +87,25 @@ def regularized_rpo(inputs: dict, options: dict) -> dict:
     return iterative_rpo(inputs, options)
 
 
-FORMULAS = {"nll": nll, "mpo": mpo, "iterative_rpo": iterative_rpo, "regularized_rpo": regularized_rpo}
+def soft_dpo(inputs: dict, options: dict) -> dict:
+    out = dpo(inputs, options)
+    for i, p in enumerate(inputs["preference"]):
+        one = {name: {side: [values[i]] for side, values in inputs[name].items()} for name in ("policy", "reference")}
+        turned = {name: {"chosen": pair["rejected"], "rejected": pair["chosen"]} for name, pair in one.items()}
+        other = dpo(turned, options)
+        out["losses"][i] = p * out["losses"][i] + (1 - p) * other["losses"][0]
+        slopes = zip(out["slopes"][i], reversed(other["slopes"][0]), strict=True)
+        out["slopes"][i] = tuple(p * mine + (1 - p) * theirs for mine, theirs in slopes)
+    return out
+
+
+FORMULAS = {
+    "soft_dpo": soft_dpo,
+    "nll": nll,
+    "mpo": mpo,
+    "iterative_rpo": iterative_rpo,
+    "regularized_rpo": regularized_rpo,
+}
 
 
 def cases(method: str) -> list[tuple[str, dict, dict]]:
@@ -96,6 +114,12 @@ def cases(method: str) -> list[tuple[str, dict, dict]]:
     if method == "nll":
         lengths = {name: with_lengths(rng, given, 1, 40) for name, given in inputs.items() if name != "tied"}
         return product(lengths, [{"normalization": name} for name in ("batch_tokens", "tokens", "sum")])
+    if method == "soft_dpo":
+        sure = [1.0, 0.75, 0.5, 0.625, 0.25, 0.0]
+        given = {
+            name: arrays | {"preference": sure[: len(arrays["policy"]["chosen"])]} for name, arrays in inputs.items()
+        }
+        return product(given, [{"beta": 0.1, "label_smoothing": 0.0}, {"beta": 0.5, "label_smoothing": 0.125}])
     inputs = {name: given | with_lengths(rng, given, 1, 40) for name, given in inputs.items()}
     dpo_options = {"dpo_beta": 0.1, "dpo_label_smoothing": 0.0, "dpo_weight": 1.0}
     if method == "iterative_rpo":
