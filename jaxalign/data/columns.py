@@ -5,7 +5,7 @@ A column is read only where it is wanted, so that other columns of the same name
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -16,10 +16,10 @@ from jaxalign.errors import ConfigError, did_you_mean
 SPELLINGS: Mapping[str, str] = MappingProxyType(
     {
         "scores": "score_chosen and score_rejected (or chosen_score, chosen_rating; also inside metadata), or margin",
-        "win_probabilities": "chosen_win_probability and rejected_win_probability, or preference",
+        "win_probabilities": "win_probabilities, or chosen_win_probability and rejected_win_probability, or preference",
         "preference": "preference, from 0 to 1, or annotators' votes",
         "absolute": "absolute, true/false, or solutions with is_correct",
-        "token_weights": "chosen_token_weights and rejected_token_weights, or token_weights",
+        "token_weights": "token_weights, or chosen_token_weights and rejected_token_weights",
         "step_labels": "completions, the steps, and labels, true/false for each",
     }
 )
@@ -81,6 +81,8 @@ def pair_columns(row: Mapping[str, Any], wanted: Collection[str]) -> dict[str, A
         found["preference"] = preference
     if "win_probabilities" in wanted:
         given = _two(row, ("win_probability",), 0.0, 1.0)
+        if given is None and row.get("win_probabilities") is not None:
+            given = _probabilities(row, 2, "chosen and rejected")
         if given is None and preference is not None:
             given = (preference, 1.0 - preference)
         if given is not None:
@@ -92,6 +94,37 @@ def pair_columns(row: Mapping[str, Any], wanted: Collection[str]) -> dict[str, A
         if all(row.get(name) is not None for name in names):
             found["token_weights"] = tuple(weights_of(row[name], name) for name in names)
     return found
+
+
+def list_columns(row: Mapping[str, Any], wanted: Collection[str], count: int, answers: str) -> dict[str, Any]:
+    """What a row with a list of answers says of each of them beside its score.
+
+    Raises:
+      RowProblem: a value is not what it should be, or there are more or fewer than `count`, the answers in the column
+        `answers`.
+    """
+    found: dict[str, Any] = {}
+    if "win_probabilities" in wanted and row.get("win_probabilities") is not None:
+        found["win_probabilities"] = _probabilities(row, count, answers)
+    if "token_weights" in wanted and row.get("token_weights") is not None:
+        found["token_weights"] = [
+            weights_of(value, "token_weights") for value in one_each(row, "token_weights", count, answers)
+        ]
+    return found
+
+
+def one_each(row: Mapping[str, Any], name: str, count: int, answers: str) -> Sequence[Any]:
+    """The values of a column that has one for each answer."""
+    values = row[name]
+    if not isinstance(values, list | tuple) or len(values) != count:
+        got = f"{len(values)} values" if isinstance(values, list | tuple) else kind_of(values)
+        raise RowProblem("score invalid", f"{name!r} is {got} (expected one for each of {answers})")
+    return values
+
+
+def _probabilities(row: Mapping[str, Any], count: int, answers: str) -> tuple[float, ...]:
+    values = one_each(row, "win_probabilities", count, answers)
+    return tuple(number_of(value, "win_probabilities", 0.0, 1.0) for value in values)
 
 
 def weights_of(value: Any, name: str) -> list[float]:

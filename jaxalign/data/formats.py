@@ -49,11 +49,13 @@ from jaxalign.data.values import (
 )
 from jaxalign.errors import ConfigError, did_you_mean
 
-COLUMNS = (
+_USUAL = (
     "prompt",
     "chosen",
     "rejected",
     "completion",
+    "completions",
+    "scores",
     "label",
     "messages",
     "conversations",
@@ -65,23 +67,32 @@ COLUMNS = (
     "non_preferred_output",
     "system",
     "tools",
-    "question",
-    *ANSWERS,
-    *SCORES,
-    *(name for pair in ANSWER_PAIRS for name in pair),
-    "labels",
-    "preference",
-    "score_chosen",
-    "score_rejected",
-    "margin",
-    "win_probabilities",
-    "chosen_win_probability",
-    "rejected_win_probability",
-    "absolute",
-    "token_weights",
-    "chosen_token_weights",
-    "rejected_token_weights",
 )
+
+COLUMNS = tuple(
+    dict.fromkeys(
+        (
+            *_USUAL,
+            "question",
+            *ANSWERS,
+            *SCORES,
+            *(name for pair in ANSWER_PAIRS for name in pair),
+            "labels",
+            "preference",
+            "score_chosen",
+            "score_rejected",
+            "margin",
+            "win_probabilities",
+            "chosen_win_probability",
+            "rejected_win_probability",
+            "absolute",
+            "token_weights",
+            "chosen_token_weights",
+            "rejected_token_weights",
+        )
+    )
+)
+"""The names that rows may give to columns, so that `data.columns` can map the user's names to them."""
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -150,7 +161,7 @@ def normalise(
         record = read_steps(row, where, _given_prompt(row), step_separator, last_step_only)
         return [_checked(record, ("completions",))]
     if is_ranked(row):
-        record = read_ranked(row, where, extras)
+        record = read_ranked(row, where, extras, wanted)
         return [_checked(record, _numbers(record))]
     if is_solutions(row):
         record = read_solutions(row, where)
@@ -220,11 +231,32 @@ def _unrecognised(row: Mapping[str, Any]) -> RowProblem:
     for name in ("chosen", "rejected", "completion", "messages", "conversations", "output", "text"):
         if name in row:
             return RowProblem("null", f"{name!r} is null (expected {TEXT_OR_CHAT})")
+    for name in ANSWERS:
+        if isinstance(row.get(name), list | tuple):
+            return _without_scores(row, name)
+    if any(all(name in row for name in pair) for pair in ANSWER_PAIRS):
+        return RowProblem("missing column", "two answers, and no 'preference' or annotators' votes that is not null")
     shown = ", ".join(repr(str(name)) for name in list(row)[:12]) or "none"
-    hints = [near for name in row if (near := did_you_mean(str(name), [c for c in COLUMNS if c not in row]))]
-    what = "expected prompt, chosen, rejected; prompt, completion, label; messages; or text"
+    hints = [near for name in row if (near := did_you_mean(str(name), [c for c in _USUAL if c not in row]))]
+    what = (
+        "expected prompt, chosen, rejected; prompt, completion, label; prompt, completions, scores; messages; or text"
+    )
     return RowProblem(
         "missing column", f"no known shape: the columns are {shown} ({what})" + (hints[0].rstrip("?") if hints else "")
+    )
+
+
+def _without_scores(row: Mapping[str, Any], name: str) -> RowProblem:
+    """A list of answers that nothing is said of."""
+    if not row[name]:
+        return RowProblem("empty answer", f"{name!r} is an empty list (expected at least two answers)")
+    null = next((score for score in SCORES if score in row), None)
+    if null is not None:
+        return RowProblem("null", f"{null!r} is null (expected one number for each of {name!r})")
+    return RowProblem(
+        "missing column",
+        f"{name!r} lists answers, and nothing says how good they are (expected one of {', '.join(SCORES)}; or "
+        "'labels', if 'completions' are the steps of one answer)",
     )
 
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxalign.data.columns import list_columns, one_each
 from jaxalign.data.contract import NoExample, RowProblem
 from jaxalign.data.conversations import strip_prompt, to_messages
 from jaxalign.data.records import Messages, Record, Where
@@ -57,8 +58,10 @@ def is_solutions(row: Mapping[str, Any]) -> bool:
     return "question" in row and any(_is_solution(value) for value in row.values())
 
 
-def read_ranked(row: Mapping[str, Any], where: Where, extras: Mapping[str, Any]) -> Record:
-    """A row of `is_ranked` in normal form.
+def read_ranked(
+    row: Mapping[str, Any], where: Where, extras: Mapping[str, Any], wanted: Collection[str] = ()
+) -> Record:
+    """A row of `is_ranked` in normal form, with the wanted columns of `jaxalign.data.columns`.
 
     Raises:
       RowProblem: the row breaks the contract.
@@ -72,19 +75,14 @@ def read_ranked(row: Mapping[str, Any], where: Where, extras: Mapping[str, Any])
         shape = "prompt and answers with scores of their own"
     else:
         by = next(s for s in SCORES if row.get(s) is not None)
-        values = row[by]
-        if not isinstance(values, list | tuple) or len(values) != len(given):
-            got = f"{len(values)} values" if isinstance(values, list | tuple) else kind_of(values)
-            raise RowProblem("score invalid", f"{by!r} is {got} (expected one number for each of {name!r})")
+        values = one_each(row, by, len(given), name)
         sign = -1.0 if by == "ranks" else 1.0
         texts = [text_or_conversation(a, name) for a in given]
         scores = [None if v is None else sign * number_of(v, by) for v in values]
         shape = f"prompt, {name}, {by}"
     prompt = _prompt(row)
     columns: dict[str, Any] = {"scores": scores}
-    for column, spelled in (("win_probabilities", "win_probabilities"), ("token_weights", "token_weights")):
-        if isinstance(row.get(spelled), list | tuple) and len(row[spelled]) == len(given):
-            columns[column] = list(row[spelled])
+    columns |= list_columns(row, wanted, len(given), name)
     return _record(where, shape, prompt, texts, columns, extras)
 
 

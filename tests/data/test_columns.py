@@ -23,6 +23,7 @@ SPELLED = {
     "metadata": ("scores", {"metadata": {"score_chosen": 8.5, "score_rejected": 3.0}}, [8.5, 3.0]),
     "margin": ("scores", {"margin": 2.5}, [2.5, 0.0]),
     "wins": ("win_probabilities", {"chosen_win_probability": 0.9, "rejected_win_probability": 0.2}, [0.9, 0.2]),
+    "wins as a list": ("win_probabilities", {"win_probabilities": [0.9, 0.2]}, [0.9, 0.2]),
     "wins of a preference": ("win_probabilities", {"preference": 0.75}, [0.75, 0.25]),
     "preference": ("preference", {"preference": 0.4}, 0.4),
     "absolute": ("absolute", {"absolute": True}, True),
@@ -49,7 +50,7 @@ def test_columns_that_nobody_asked_for_are_neither_carried_nor_checked(tiny):
 
 LACKING = {
     "scores": "score_chosen and score_rejected (or chosen_score, chosen_rating; also inside metadata), or margin",
-    "win_probabilities": "chosen_win_probability and rejected_win_probability, or preference",
+    "win_probabilities": "win_probabilities, or chosen_win_probability and rejected_win_probability, or preference",
     "preference": "preference, from 0 to 1",
     "absolute": "absolute, true/false",
     "token_weights": "chosen_token_weights and rejected_token_weights",
@@ -100,6 +101,28 @@ def test_every_column_that_a_method_may_name_is_known():
         for layout in known.layouts or (Layout.SINGLE, Layout.PAIRED, Layout.UNPAIRED, Layout.RANKED):
             if known.column and name != "density_ratios":  # made of the whole set
                 assert name in LAYOUT_COLUMNS[layout.name.lower()]
+
+
+def test_a_ranking_says_something_of_each_answer(tiny):
+    row = {"prompt": "Q? ", "completions": ["two", "what", "sky"], "scores": [1, 3, 2]}
+    whole, _ = load_examples([row], tiny, layout="ranked")
+    sizes = dict(zip(("what", "sky", "two"), map(len, whole[0].completions), strict=True))
+    weights = [[k + i / 8 for i in range(sizes[text])] for k, text in enumerate(row["completions"])]
+    needs = ("win_probabilities", "token_weights")
+    row |= {"win_probabilities": [0.1, 0.9, 0.5], "token_weights": weights}
+    examples, _ = load_examples([row, {**row, "completions": ["two", "what", ""]}], tiny, layout="ranked", needs=needs)
+    np.testing.assert_allclose(examples.columns["win_probabilities"], [[0.9, 0.5, 0.1], [0.9, 0.1, 0.0]], rtol=1e-6)
+    assert [w.tolist() for w in examples[0].columns["token_weights"]] == [weights[1], weights[2], weights[0]]
+    assert [w.tolist() for w in examples[1].columns["token_weights"]] == [weights[1], weights[0], []]
+    for wrong, message in (
+        ({"win_probabilities": [0.1, 0.9]}, "'win_probabilities' is 2 values (expected one for each of completions)"),
+        ({"win_probabilities": [0.1, 0.9, 7]}, "'win_probabilities' is 7 (expected a number from 0 to 1)"),
+        ({"token_weights": [1.0, 1.0, 1.0]}, "'token_weights' is a number (expected a list of numbers"),
+    ):
+        with pytest.raises(DataError) as error:
+            load_examples([{**row, **wrong}], tiny, layout="ranked", needs=needs)
+        assert message in str(error.value)
+        load_examples([{**row, **wrong}], tiny, layout="ranked")  # nobody asked
 
 
 JUDGED = {

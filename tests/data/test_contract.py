@@ -101,7 +101,7 @@ ROWS = {
         {},
         "missing column",
         "no known shape: the columns are 'prompt', 'choosen', 'rejectd' (expected prompt, chosen, rejected; prompt, "
-        "completion, label; messages; or text) Did you mean 'chosen'",
+        "completion, label; prompt, completions, scores; messages; or text) Did you mean 'chosen'",
     ),
     "chosen null": (
         good,
