@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
@@ -87,7 +89,18 @@ def outcome(workdir: Path) -> tuple[list[dict], dict[str, np.ndarray]]:
     return rows, load_file(workdir / "export" / "model.safetensors")
 
 
-REFERENCES = {
+def manifest(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "manifest.json").read_text())
+
+
+def method_state(workdir: Path) -> dict[str, float]:
+    """The method's running statistics in the newest checkpoint."""
+    with ocp.PyTreeCheckpointer() as reader:
+        saved = reader.restore(workdir / "checkpoints" / str(newest_step(workdir)) / "state")
+    return {name: float(value) for name, value in (saved["method_state"] or {}).items()}
+
+
+KINDS = {
     "frozen": [],
     "cached": ["--config.reference.mode=cached"],
     "moving": [
@@ -95,14 +108,20 @@ REFERENCES = {
         "--config.reference.update_every=3",
         "--config.train.check_first_step=false",
     ],
+    # Running statistics, and pairs dropped by draws from keys.
+    "state": ["--config.method.name=beta_dpo"],
+    # A head that starts random, and no reference.
+    "head": ["--config.method.name=reward_model"],
 }
 
 
-@pytest.mark.parametrize("reference", REFERENCES)
-def test_killed_and_resumed_is_bit_equal(reference, tiny_world, tmp_path):
-    extra = REFERENCES[reference]
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")  # one device wrote it, and one reads it
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_and_resumed_is_bit_equal(kind, tiny_world, tmp_path):
+    extra = KINDS[kind]
     run(tiny_world, tmp_path / "whole", *extra)
-    run_killed(tiny_world, tmp_path / "killed", *extra, kills=2, seed=len(reference))
+    kills = 1 if kind in ("state", "head") else 2
+    run_killed(tiny_world, tmp_path / "killed", *extra, kills=kills, seed=6)
     rows, weights = outcome(tmp_path / "whole")
     rows_again, weights_again = outcome(tmp_path / "killed")
     assert [row["step"] for row in rows] == [1, 5, 6, 10, 12, 12]
@@ -110,7 +129,12 @@ def test_killed_and_resumed_is_bit_equal(reference, tiny_world, tmp_path):
     assert weights_again.keys() == weights.keys()
     for name, value in weights.items():
         np.testing.assert_array_equal(weights_again[name], value, err_msg=name)
-    assert json.loads((tmp_path / "killed" / "manifest.json").read_text())["resumed_at"] > 0
+    assert manifest(tmp_path / "killed")["resumed_at"] > 0
+    state = method_state(tmp_path / "killed")
+    assert state == method_state(tmp_path / "whole") == manifest(tmp_path / "killed")["method_state"]
+    assert all(value != 0.0 for value in state.values())
+    assert state.keys() == ({"mean", "std"} if kind == "state" else set())
+    assert ("score.weight" in weights) == (kind == "head")
 
 
 def test_resumed_on_another_mesh_goes_on_correctly(tiny_world, tmp_path):
@@ -148,6 +172,5 @@ def test_sigterm_saves_and_says_so(tiny_world, tmp_path):
     assert process.returncode == 143, errors[-3000:]
     assert "interrupted after step" in errors
     assert "Traceback" not in errors
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["status"] == "interrupted"
-    assert newest_step(tmp_path) == manifest["step"]
+    assert manifest(tmp_path)["status"] == "interrupted"
+    assert newest_step(tmp_path) == manifest(tmp_path)["step"]
