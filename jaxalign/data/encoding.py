@@ -175,8 +175,11 @@ class Encoder:
                 columns[name] = tuple(_weights(value[k], whole[k], len(ids[k])) for k in kept)
             elif name == "step_labels":
                 columns[name] = (_step_labels(ends, len(ids[0])),)
+                notes["label of a step that is cut off"] += sum(place >= len(ids[0]) for place in ends)
             elif name == "degrees":
                 columns[name], unscored = _degrees(value, ids, scored)
+                notes["damaged copy of an answer"] += int((columns[name] > 0).sum())
+                notes["answer that cannot be damaged"] += value[:scored].count(0) - int((columns[name] == 0).sum())
             elif name in PER_COMPLETION:
                 columns[name] = np.asarray([value[k] for k in kept], np.float32)
             else:

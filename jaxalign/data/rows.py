@@ -172,7 +172,7 @@ def build_rows(
 
 def _empty_column(value, shape, count):
     if isinstance(value, tuple):
-        values = token_column(np.concatenate([np.asarray(part) for part in value if len(part)]))
+        values = token_column(next((part for part in value if len(part)), value[0]))
         return np.full((count, shape.scored), no_token(values.dtype), values.dtype)
     value = np.asarray(value)
     return np.zeros((count, shape.examples, *value.shape), np.float32 if value.dtype.kind == "f" else value.dtype)

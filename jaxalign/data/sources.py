@@ -28,7 +28,7 @@ Row = tuple[Where, Any]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 _KNOWN = tuple(s + z for s in SUFFIXES for z in ("", ".gz"))
-_ID_KEYS = ("id", "prompt_id", "example_id", "uid", "uuid")
+_ID_KEYS = ("id", "prompt_id", "example_id", "message_tree_id", "uid", "uuid")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -252,7 +252,8 @@ def test_labels_that_are_cut_off_are_gone(tiny):
     row = steps("Two", "is four, they say", labels=[1, 0])
     options = {"layout": "single", "needs": ("step_labels",)}
     whole, _ = load_examples([row], tiny, **options)
-    short, _ = load_examples([row], tiny, **options, max_completion_length=6)
+    short, report = load_examples([row], tiny, **options, max_completion_length=6)
+    assert report.notes == {"label of a step that is cut off": 1}
     assert short[0].columns["step_labels"][0].tolist() == whole[0].columns["step_labels"][0][:6].tolist()
     with pytest.raises(DataError, match="no labelled step is left"):
         load_examples([row], tiny, **options, max_completion_length=6, last_step_only=True)

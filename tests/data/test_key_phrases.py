@@ -82,6 +82,9 @@ def test_damaged_copies_stand_behind_the_pair_and_are_not_scored(tiny, sides, de
     assert examples.unscored == len(degrees[0]) - 2
     assert (examples.completion_lengths == plain.completion_lengths).all()
     assert report.terminators == plain_report.terminators
+    assert report.notes["damaged copy of an answer"] == sum(degree > 0 for given in degrees for degree in given)
+    undamaged = (2 if sides == "both" else 1) * len(ROWS) - sum(degree == 0 for given in degrees for degree in given)
+    assert report.notes.get("answer that cannot be damaged", 0) == undamaged
     for row, example, given in zip(ROWS, examples, degrees, strict=True):
         damage = KeyPhrases(degrees=3).damage
         copies = [copy for side in ("chosen", "rejected") if sides in (side, "both") for copy in damage(row[side])]
