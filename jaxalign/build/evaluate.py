@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxalign.build.data import (
     CheckedData,
@@ -138,9 +139,10 @@ def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | 
     return metrics
 
 
-def _method_state(workdir: str | Path | None) -> dict[str, Any] | None:
+def _method_state(workdir: str | Path | None) -> dict[str, jax.Array] | None:
     """The method's running statistics at the end of the run in this folder, if there is one."""
     path = Path(workdir) / "manifest.json" if workdir else None
     if path is None or not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8")).get("method_state") or None
+    saved = json.loads(path.read_text(encoding="utf-8")).get("method_state") or {}
+    return {name: jnp.float32(value) for name, value in saved.items()} or None

@@ -8,10 +8,15 @@ import json
 import pytest
 
 from jaxalign import build
+from jaxalign.cli import main
 from jaxalign.errors import ConfigError, DataError
 from tests.build.conftest import HELD_OUT, assert_close, with_evaluation
 
-SETTINGS = {"dpo": {}, "kto": {"method__name": "kto", "train__batch_size": 16, "train__steps": 9}}
+SETTINGS = {
+    "dpo": {},
+    "kto": {"method__name": "kto", "train__batch_size": 16, "train__steps": 9},
+    "bco": {"method__name": "bco", "train__batch_size": 16, "train__steps": 9},
+}
 
 
 @pytest.mark.parametrize("method", SETTINGS)
@@ -37,6 +42,20 @@ def test_the_export_has_the_last_metrics_of_training(method, finished):
     record = json.loads((run.workdir / "evaluation.json").read_text())
     assert record["metrics"] == metrics
     assert record["examples"] == HELD_OUT
+
+
+def test_the_command_evaluates_with_the_saved_state_of_the_method(finished, capsys):
+    """BCO's reward shift goes on from the run's end; a model evaluated by itself begins with none."""
+    run = finished(**SETTINGS["bco"])
+    assert main(["evaluate", f"--workdir={run.workdir}"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    for name in ("eval_loss", "eval_delta"):
+        assert metrics[name] == pytest.approx(run.evaluations[-1][name], rel=1e-6)
+    saved, alone = run.manifest["method_state"], build.evaluate(run.config, model=str(run.workdir / "export"))
+    assert saved["count"] == 9 * 16
+    total = saved["mean"] * saved["count"] + alone["eval_delta"] * HELD_OUT
+    assert metrics["eval_delta"] == pytest.approx(total / (saved["count"] + HELD_OUT), rel=1e-5)
+    assert metrics["eval_delta"] != pytest.approx(alone["eval_delta"], rel=1e-3)  # or the above would say nothing
 
 
 def test_the_start_evaluates_as_the_reference(configure, world):
