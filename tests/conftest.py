@@ -44,13 +44,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that need a judge where torch is not installed (`make test` never pulls it)."""
-    if importlib.util.find_spec("torch") is not None:
-        return
-    skip = pytest.mark.skip(reason="torch is not installed (extra: judge)")
-    for item in items:
-        if "judge" in item.keywords:
-            item.add_marker(skip)
+    """Skip the tests that need a judge where it is not installed (`make test` never pulls one)."""
+    for marker, package in (("judge", "torch"), ("trl", "trl")):
+        if importlib.util.find_spec(package) is not None:
+            continue
+        skip = pytest.mark.skip(reason=f"{package} is not installed (extra: {marker})")
+        for item in items:
+            if marker in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.hookimpl(wrapper=True)
