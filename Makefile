@@ -2,6 +2,7 @@
 #   make demo    train a tiny model in a generated world, align it with DPO, write one HTML page (CPU, minutes)
 #   make test    the tests that need no torch
 #   make judge   the tests that compare with torch and transformers
+#   make trl     the tests that compare with TRL
 #   make check   lint + types + imports + shell
 #   make docs    write the pages of the methods and the table in README.md
 # PYTHON=python3.12 picks an interpreter, VENV=path another environment, JOBS=4 more test processes.
@@ -18,7 +19,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	&& { echo $$python; break; }; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo test judge check lint types imports shell format docs wheel clean
+.PHONY: demo test judge trl check lint types imports shell format docs wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -28,7 +29,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not judge" -n $(JOBS) $(PYTEST_ARGS)
 
 judge: $(VENV)/.installed-test $(VENV)/.installed-judge
-	$(BIN)/python -m pytest -m judge -n $(JOBS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "judge and not trl" -n $(JOBS) $(PYTEST_ARGS)
+
+trl: $(VENV)/.installed-test $(VENV)/.installed-trl
+	$(BIN)/python -m pytest -m trl -n $(JOBS) tests/objectives $(PYTEST_ARGS)
 
 check: lint types imports shell
 

@@ -49,7 +49,7 @@ def aot(
     rank belongs to the pair whose policy margin holds it, which is where its gradient goes. Where policy and
     reference agree, the loss is ``ln 2`` whatever the options.
 
-    Names differ: this is TRL's ``aot``. In TRL before 1.0 the *other* form, `aot_unpaired`, is called ``aot_pair``.
+    Names differ: this is TRL's ``aot``. In TRL before 0.28 the *other* form, `aot_unpaired`, is called ``aot_pair``.
     TRL sorts what one device holds, this function the global batch.
 
     Args:
@@ -105,7 +105,7 @@ def aot_unpaired(
     belong to another pair. With a batch of one pair this is DPO. Where policy and reference agree, the loss is
     ``ln 2`` whatever the options.
 
-    Names differ: this is TRL's ``aot_unpaired``, and in TRL before 1.0 ``aot_pair``. TRL sorts what one device
+    Names differ: this is TRL's ``aot_unpaired``, and in TRL before 0.28 ``aot_pair``. TRL sorts what one device
     holds, this function the global batch.
 
     Args:
@@ -247,7 +247,7 @@ def bco_pair(
     The reward shift ``d`` carries no gradient. Where policy and reference agree and always have, the loss is
     ``2 ln 2``. MPO (arXiv 2411.10442) adds it to DPO and to the negative log-likelihood.
 
-    Versions disagree: TRL before 1.0 has the shift, TRL today has dropped it, which is `nca_pair` with
+    Versions disagree: TRL before 0.29 has the shift, TRL since has dropped it, which is `nca_pair` with
     ``noise_share=0``. TRL's mean counts every batch of a device once, this one every pair once: the same where
     batches are of one size.
 

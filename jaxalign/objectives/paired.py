@@ -27,6 +27,9 @@ def dpo(
     ``loss_type="sigmoid_norm"``. There `beta` is per (nat per token), and larger: training scripts of OLMo have 5, and
     so has, from memory, Tulu 3 (arXiv 2411.15124). The default is that of sums.
 
+    Versions disagree on label smoothing: TRL's ``loss_type="sigmoid"`` had it before 0.29 and ignores it since, which
+    is ``label_smoothing=0``.
+
     Args:
       policy: summed log-probabilities of the two completions, nats, ``[B]`` each.
       reference: the same of the reference policy; no gradient flows into it.

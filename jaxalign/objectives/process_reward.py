@@ -18,7 +18,7 @@ def process_reward_model(step_logits: Float[Array, "B N 2"], step_labels: Int[Ar
 
     The head has two outputs at every token, wrong and right; those where a step ends are labelled. The batch's loss is
     the mean over all labelled steps of the global batch: every step counts the same, as in the token classification of
-    TRL's process reward trainer. An example without labels weighs 0.
+    TRL's process reward trainer (TRL up to 1.13). An example without labels weighs 0.
 
     Args:
       step_logits: the head's outputs z at each token, wrong and right, ``[B, N, 2]``; what is trained.

@@ -284,6 +284,8 @@ def slic_hf(
     Paper and code: the paper's likelihood term is that of a separate target ``y_ref`` (the completion that supervised
     fine-tuning imitates); here, as in HALOs, it is the chosen completion. The paper sums over the completion, the
     default here; HALOs adds a tensor of per-token values to one of per-example values there, which is not reproduced.
+    TRL's CPO trainer with ``loss_type="hinge"`` is `beta` times this loss with ``margin = 1 / beta``,
+    ``nll_coefficient = cpo_alpha / beta`` and ``"batch_tokens"``.
 
     Args:
       policy: summed log-probabilities of the two completions, nats, ``[B]`` each.

@@ -146,7 +146,8 @@ def wpo(
     mean over its pairs. With all weights 1 it is `dpo`.
 
     Paper and codes disagree: the authors' code clamps ``W`` to at most 1, the default here; TRL does not
-    (``clamp = false``).
+    (``clamp = false``). With TRL's ``hinge`` and ``sft`` the weights fail in torch (TRL 1.16, multiplied in place);
+    ``on_policy(rso)`` and ``on_policy(nll)`` weigh each pair.
 
     Args:
       policy: log-probability of each token of the two completions, nats, ``[B, N]`` each.

@@ -169,8 +169,8 @@ def bco(
     have, the loss is ``ln 2``.
 
     Wherever this function is called, the batch at hand is part of ``d``; TRL leaves evaluation batches out. It makes
-    a difference only while few examples have been seen. `bco_udm` also weights for differing prompts, `bco_pair` is
-    the form for pairs.
+    a difference only while few examples have been seen. TRL has BCO up to 1.13. `bco_udm` also weights for differing
+    prompts, `bco_pair` is the form for pairs.
 
     Args:
       policy: summed log-probabilities of the completions, nats, ``[B]``.

@@ -21,7 +21,7 @@ LOSSES = {
     "nca_pair": ("nca_pair", {"beta": 0.1}, {"nca_pair": 1.0}, {}),
     "robust": ("robust_dpo", {"beta": 0.1, "label_smoothing": 0.1}, {"robust": 1.0}, {"label_smoothing": 0.1}),
     "robust 0": ("robust_dpo", {"beta": 0.3, "label_smoothing": 0.0}, {"robust": 1.0}, {}),
-    # TRL's bco_pair has no reward shift since 1.0: that is the biased form of NCA. With the shift: bco_pair.
+    # TRL's bco_pair has no reward shift since 0.29: that is the biased form of NCA. With the shift: bco_pair.
     "bco_pair": ("nca_pair", {"beta": 0.1, "noise_share": 0.0}, {"bco_pair": 1.0}, {}),
     "sppo_hard": ("sppo", {"beta": 0.1}, {"sppo_hard": 1.0}, {}),
     "aot": ("aot", {"beta": 0.1}, {"aot": 1.0}, {}),
@@ -113,7 +113,7 @@ def test_dpo(trl, loss, case):
 
 
 def test_dpo_without_smoothing(trl):
-    """TRL's "sigmoid" ignores label_smoothing since 1.0; here it is conservative DPO's."""
+    """TRL's "sigmoid" ignores label_smoothing since 0.29; here it is conservative DPO's."""
     batch = tokens(trl, "random")
     expected = trl.dpo(batch, loss_types={"sigmoid": 1.0}, label_smoothing=0.2)
     agree(batch.policy, lambda policy: mean(paired("dpo", policy, batch, label_smoothing=0.0)), expected)
