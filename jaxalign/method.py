@@ -124,14 +124,14 @@ INPUTS: Mapping[str, Input] = MappingProxyType(
             "1 where a right step ends, 0 where a wrong one does, -1 elsewhere", "token", layouts=_SINGLE, column=True
         ),
         "degree_logits": Input(
-            "[B, M, C] a head's logits over degrees, at the end of M damaged completions",
+            "[B, M, C] a head's logits over degrees of damage, at the ends of the pair and of its damaged copies",
             "example",
             layouts=_PAIRED,
             trains=True,
             head=True,
         ),
         "degrees": Input(
-            "[B, M] int, how much each lacks, from 0 (nothing) to C - 1; -1 = there is none",
+            "[B, M] int, how much each of these lacks, from 0 (nothing) to C - 1; -1 = it does not count",
             "example",
             layouts=_PAIRED,
             column=True,

@@ -17,7 +17,7 @@ from jaxalign.data.chat import load_chat_template
 from jaxalign.data.contract import DataReport
 from jaxalign.data.density_ratio import prompt_density_ratios
 from jaxalign.data.examples import label_counts, length_facts, load_examples
-from jaxalign.data.holdout import nested_subset, shared_prompts, split_by_prompt
+from jaxalign.data.holdout import nested_subset, prompt_key, shared_prompts, split_by_prompt
 from jaxalign.data.pipeline import Attach, OrderedBatches, Packer, ShuffledBatches
 from jaxalign.data.records import ExampleSet
 from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
@@ -151,6 +151,9 @@ def check_data(config: RunConfig, *, tokenizer: Any = None) -> CheckedData:
         loaded["train"] = (examples, _amended(report, examples, 0))
     if "density_ratios" in get_method(config.method.name).columns:
         loaded = _with_density_ratios(loaded, data.seed)
+    if data.loss_on == "all":  # only now: it leaves no prompt to tell examples apart by
+        whole = {name: examples.scoring_all_tokens() for name, (examples, _) in loaded.items()}
+        loaded = {name: (whole[name], _amended(report, whole[name], 0)) for name, (_, report) in loaded.items()}
     _check_partners(config, {name: examples for name, (examples, _) in loaded.items()})
     _check_row_length(config, loaded["train"][0])
     return CheckedData(tokenizer, loaded, max_length)
@@ -170,7 +173,7 @@ def read_examples(
     """Reads a source of the run with a tokenizer and for a model, which need not be the policy's."""
     data, method = config.data, get_method(config.method.name)
     degrees = method.head_outputs(method.resolve_options(config.method.options)) if "degrees" in method.columns else 2
-    examples, report = load_examples(
+    return load_examples(
         source[0] if len(source) == 1 else list(source),
         tokenizer,
         layout=method.layout.name.lower(),
@@ -199,10 +202,6 @@ def read_examples(
         vocabulary=vocabulary,
         max_positions=max_positions,
     )
-    if data.loss_on == "all":
-        examples = examples.scoring_all_tokens()
-        report = _amended(report, examples, 0)
-    return examples, report
 
 
 def training_steps(config: RunConfig, data: CheckedData) -> int:
@@ -224,8 +223,8 @@ def _without_overlap(train: ExampleSet, held_out: ExampleSet, data: DataConfig) 
             f"{len(pairs)} held-out examples have this problem. Use data.on_bad=drop to leave such prompts out of the "
             "training data."
         )
-    prompts = {held_out[i].prompt.tobytes() for i, _ in pairs}
-    kept = [i for i in range(len(train)) if train[i].prompt.tobytes() not in prompts]
+    prompts = {prompt_key(held_out[i]) for i, _ in pairs}
+    kept = [i for i in range(len(train)) if prompt_key(train[i]) not in prompts]
     if not kept:
         raise DataError("data.train: every prompt is also held out; no example is left to train on.")
     return train.select(kept), len(train) - len(kept)
