@@ -24,6 +24,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.method import INPUTS, Layout, Method
 from jaxalign.method_text import Group, facts, group_of, grouped, in_one_line, option_text
 from jaxalign.methods import METHODS
+from jaxalign.transforms import TRANSFORMS
 from tests.method_inputs import make_inputs
 
 WRITTEN = "<!-- Written by docs/generate.py from the docstrings and the table of methods. Change those instead. -->"
@@ -132,6 +133,12 @@ def index_page() -> str:
         "or single tokens. `jaxalign methods` prints the same, `jaxalign methods NAME` one of them. Where they differ "
         "from their papers and from TRL: [differences](../differences.md).",
         *(part for group, members in grouped() for part in _index_group(group, members)),
+        "## Combinations",
+        "`method.name` takes expressions as well: weighted sums, `0.8*dpo + 0.2*bco_pair + nll`, and transforms of a "
+        "method, `ld(simpo)`, `soft(ipo) + 0.1*nll`. Each term of a sum has its options under its name, `dpo_beta`; "
+        "`jaxalign methods 'ld(simpo) + 0.1*nll'` shows them. The likelihood of the chosen completion (`nll`) and the "
+        "degrees of damage (`spo`) are methods made to be added.",
+        table(("transform", "what it is", "adds"), (_transform_row(name) for name in TRANSFORMS)),
         "## Symbols",
         prose(symbols[0].upper() + symbols[1:]),
     ]
@@ -159,6 +166,20 @@ def _index_group(group: Group, members: list[Method]) -> Iterator[str]:
                 if method.objective.__module__ == module
             ),
         )
+
+
+def _transform_row(name: str) -> tuple[str, str, str]:
+    """A transform by what it makes of the first method that it takes."""
+    for base in ("dpo", "ipo"):
+        try:
+            method = TRANSFORMS[name](METHODS[base])
+        except TypeError:
+            continue
+        new = (option for option in method.options if option not in METHODS[base].options)
+        columns = (column for column in method.columns if column not in METHODS[base].columns)
+        added = [*(f"`{option}`" for option in new), *(f"the column `{column}`" for column in columns)]
+        return f"`{name}({base})`", prose(method.summary), ", ".join(added) or "-"
+    raise LookupError(f"{name} takes none of the methods tried here")
 
 
 def _reads(method: Method) -> str:

@@ -59,6 +59,26 @@ def mean(method: Method) -> Method:
     )
 
 
+def summed(method: Method) -> Method:
+    """A method on means over tokens, given sums instead: ``summed(ipo)`` is IPO as its paper prints it.
+
+    Raises:
+      TypeError: it does not read means, or it divides by lengths itself.
+    """
+    _expect_log_probabilities(method)
+    if method.logps is not Logps.MEAN:
+        raise TypeError(f"{method.name} reads log-probabilities as {method.logps.name.lower()}s, expected means.")
+    _expect_no_mean_lengths(method)
+    return transformed(
+        method,
+        lambda inputs, options: method.loss(inputs, options),
+        name=f"summed({method.name})",
+        logps=Logps.SUM,
+        summary=f"{method.name} on sums over tokens.",
+        formula=f"lp   = sum of log p_t, lr alike\nloss = loss of {method.name} with these",
+    )
+
+
 def smoothed(method: Method) -> Method:
     """A method on pairs whose preference labels are assumed to be flipped now and then.
 
@@ -298,15 +318,23 @@ def with_divergence(divergence: Divergence, method: Method) -> Method:
         logps=Logps.SUM,
         further=("lengths",) if means else (),
         settings=settings,
-        summary=f"{method.name} with another divergence from the reference.",
+        summary=f"{method.name} tied to the reference by the {_DIVERGENCES[divergence]}.",
         formula=f"rho  = lp - lr\ng    = {_G[divergence]}" + (" / |y|\n" if means else "\n") + f"loss = loss of"
         f" {method.name} with g in the place of " + ("the mean log-ratio" if means else "rho"),
     )
 
 
+_DIVERGENCES = {
+    "reverse_kl": "reverse KL divergence, as it is anyway",
+    "forward_kl": "forward KL divergence",
+    "js": "Jensen-Shannon divergence",
+    "alpha": "alpha divergence",
+}
+
 TRANSFORMS: Mapping[str, Callable[[Method], Method]] = MappingProxyType(
     {
         "mean": mean,
+        "summed": summed,
         "ld": ld,
         "sampled": sampled,
         "weighted": weighted,

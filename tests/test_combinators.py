@@ -69,6 +69,15 @@ def test_means():
     np.testing.assert_allclose(on_tokens(IPO).loss(inputs).losses, IPO.loss(means).losses, rtol=1e-6)
 
 
+def test_sums():
+    """IPO as printed: 2 nats apart, target 5: (2 - 5)^2. And summed(mean(dpo)) is dpo."""
+    pair, even = Pair(jnp.array([-10.0]), jnp.array([-13.0])), Pair(jnp.array([-11.0]), jnp.array([-12.0]))
+    method = transform("summed", "ipo")
+    assert method.logps is Logps.SUM
+    assert method.loss({"policy": pair, "reference": even}).losses.item() == pytest.approx(9.0)
+    assert_same(TRANSFORMS["summed"](transform("mean", "dpo")), DPO, {"beta": 0.3})
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.4])
 def test_smoothed_dpo_is_its_own_smoothing(share):
     assert_same(transform("smoothed", "dpo"), DPO, {"smoothing": share}, {"label_smoothing": share})

@@ -241,7 +241,8 @@ def probability(
 
     In the paper the best strength is 100 on a grid for Mistral-7B, and the authors' example command uses 10, far from
     the 0.01 that is best for DPO there. The default here is that of `dpo`, so that either way of leaving the
-    reference out gives the same run.
+    reference out gives the same run. The paper's third objective, "likelihood" (eq. 15), is no method of its own: it is
+    `dpo` with ``reference.source=prior``, the policy before training without the prompt.
 
     Args:
       policy: summed log-probabilities of the two completions, nats, ``[B]`` each.

@@ -76,8 +76,8 @@ def ipo(
 
     Paper and code disagree: the paper's eq. 17 is written for whole completions, that is with sums. Its authors
     confirmed to the maintainers of TRL that the published results used means over tokens, as HALOs and TRL (since
-    January 2024) do, and so does the table of methods here. The function only sees numbers: with sums passed in, it
-    is eq. 17 as printed.
+    January 2024) do, and so does the table of methods here. The function only sees numbers: with sums passed in,
+    as ``summed(ipo)`` does, it is eq. 17 as printed.
 
     Args:
       policy: mean log-probability per token of the two completions, nats per token, ``[B]`` each.
