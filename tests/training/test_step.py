@@ -6,6 +6,8 @@ sequence with all its logits, which shares nothing with the row layout.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,6 +147,7 @@ def test_equals_one_forward_pass_for_each_sequence(method_name, packed):
     assert_is_gradient(packed, *loss_by_sequence(method, examples, policy_for(method, small=True), variables))
 
 
+@pytest.mark.slow
 def test_rows_devices_and_microbatches(method_name, packed):
     """Longer rows with fewer examples each and empty ones among them, on 2 x 2 x 2 devices, in four parts."""
     method, examples = METHODS[method_name], examples_for(method_name)
@@ -160,6 +163,7 @@ def test_rows_devices_and_microbatches(method_name, packed):
     assert_same(packed, spread)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DECODER)
 def test_the_decoder(name):
     """The same with the decoder: against single sequences, in four parts, and on devices."""
@@ -169,6 +173,16 @@ def test_the_decoder(name):
     shape = RowShape(128, 96, 3, completions_of(method, examples))
     assert_same(packed, one_step(name, examples, shape=shape, row_count=16, microbatches=4))
     assert_same(packed, one_step(name, examples, plan=make_mesh(data=2, fsdp=2, tensor=2), microbatches=2))
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_batch_in_which_nothing_counts_changes_nothing(microbatches):
+    """Rankings that are all ties have no pair to learn from; that is no reason to end a run with 0 / 0."""
+    examples = examples_for("reward_model_ranked")
+    tied = replace(examples, columns={"scores": np.ones_like(examples.columns["scores"])})
+    outcome = one_step("reward_model_ranked", tied, microbatches=microbatches, small=True)
+    assert "loss" not in outcome.metrics
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0.0), outcome.gradient)
 
 
 def test_one_example_a_row():
