@@ -104,7 +104,7 @@ def objective_inputs(
         if name == "mean_lengths":
             return _STRUCTURE[method.layout](mean_lengths[None], lambda array: array[0])
         if name == "token_mask":
-            tokens = next(value.shape[2] for value in given.values() if value.ndim > 2)
+            tokens = next(given[n].shape[2] for n in given if given[n].ndim > 2 and INPUTS[n].per != "example")
             return structured(jnp.arange(tokens) < counts[..., None])
         if name == "example_mask":
             return mask

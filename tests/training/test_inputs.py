@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import ConfigError
-from jaxalign.methods import METHODS, Layout, Logps, Method
+from jaxalign.methods import METHODS, Layout, Logps, Method, get_method
 from jaxalign.training.inputs import example_keys, mean_lengths, objective_inputs
 from jaxalign.types import LossOutput, Pair
 
@@ -178,6 +178,17 @@ def test_columns_take_the_shape_of_the_layout():
     assert got["absolute"].dtype == bool
     assert got["state"] == {"mean": 0.5}
     assert objective_inputs(method, **data, state={"mean": 2.0})["state"] == {"mean": 2.0}
+
+
+@pytest.mark.parametrize("expression", ["0.1*spo + ld(dpo)", "ld(dpo) + 0.1*spo"])
+def test_the_mask_of_tokens_takes_its_length_from_tokens(expression):
+    """A term on damaged copies, ``[B, M, C]``, is none of the tokens', wherever it stands in the sum."""
+    method, data = get_method(expression), make(2, degrees=np.zeros((R, E, 6), np.int32))
+    tokens = {name: jnp.zeros((R, E, 2, 9)) for name in ("policy", "reference")}
+    given = tokens | {"degree_logits": jnp.zeros((R, E, 6, 3))}
+    data["values"] = {name: given[name] for name in method.inputs if name in given}
+    got = objective_inputs(method, **data)
+    assert got["token_mask"].chosen.shape == (R * E, 9)
 
 
 def test_keys_differ_by_example_and_step_and_do_not_depend_on_the_place():
