@@ -173,6 +173,8 @@ def make_train_step(
         )
         gradients, metrics, (policy_sums, reference_sums), method_state = gradients_of(state, frozen, rows, context)
         total, weight = metrics["loss"]
+        # A batch in which nothing counts (rankings that are all ties) has no gradient, rather than 0 / 0.
+        weight = jnp.where(weight == 0, 1.0, weight)
         gradients = pin_gradients(jax.tree.map(lambda g: g / weight, gradients))
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)

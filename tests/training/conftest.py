@@ -159,7 +159,7 @@ def one_step(
 
     metrics = {name: float(total) / float(weight) for name, (total, weight) in output.metrics.items() if weight > 0}
     return Outcome(
-        metrics["loss"],
+        metrics.get("loss", 0.0),
         metrics,
         jax.device_get(state.opt_state[0].trace),
         by_example(output.policy_sums),
