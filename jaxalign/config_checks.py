@@ -107,7 +107,7 @@ def _data(config: RunConfig) -> Iterator[Problem]:
 
 
 def _method(config: RunConfig) -> Iterator[Problem]:
-    from jaxalign.methods import get_method
+    from jaxalign.methods import INPUTS, get_method
 
     try:
         method = get_method(config.method.name)
@@ -122,6 +122,12 @@ def _method(config: RunConfig) -> Iterator[Problem]:
             ("data.loss_on", "method.name"),
             f"data.loss_on: got 'all', expected 'completion': {method.name} compares completions of a prompt, and all"
             " of them share its tokens.",
+        )
+    elif config.data.loss_on == "all" and any(INPUTS[name].per == "token" for name in method.columns):
+        yield (
+            ("data.loss_on", "method.name"),
+            f"data.loss_on: got 'all', expected 'completion': {method.name} reads a value for each token of a"
+            " completion, of which the prompt's tokens have none.",
         )
     if method.batch_coupled and config.train.batch_size < 2:
         yield (

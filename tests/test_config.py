@@ -128,6 +128,15 @@ PROBLEMS = [
     ({"reference": {"source": "none", "mode": "cached"}}, ["reference.mode: got 'cached'", "its source is none"]),
     ({"reference": {"source": "other", "mode": "moving"}}, ["reference.mode: got 'moving'", "expected source policy"]),
     ({"reference": {"source": "prior", "mode": "live"}}, ["reference.mode: got 'live'", "expected cached"]),
+    ({"data": {"loss_on": "all"}}, ["data.loss_on: got 'all', expected 'completion': dpo compares completions"]),
+    (
+        {"data": {"loss_on": "all"}, "method": {"name": "process_reward_model"}},
+        ["data.loss_on: got 'all', expected 'completion': process_reward_model reads a value for each token"],
+    ),
+    (
+        {"data": {"loss_on": "all"}, "method": {"name": "weighted(sft)"}},
+        ["data.loss_on: got 'all', expected 'completion': weighted(sft) reads a value for each token"],
+    ),
     ({"reference": {"chat_template": "t.jinja"}}, ["reference.chat_template: got 't.jinja'", "only another"]),
     (
         {"reference": {"source": "other", "chat_template": "t.jinja", "mode": "live"}},
@@ -258,6 +267,7 @@ def test_data_fields_are_the_arguments_of_the_reader():
     parameters = inspect.signature(load_examples).parameters.values()
     options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     elsewhere = {"layout", "split", "config", "chat_template", "vocabulary", "max_positions"}
+    elsewhere |= {"needs", "degrees"}  # the method says these
     assert set(options) - elsewhere <= {path.removeprefix("data.") for path in schema()}
     for name in ("turns", "tokenization", "special_tokens", "truncation", "on_bad", "tolerance", "one_class"):
         assert schema()[f"data.{name}"].default == options[name]
