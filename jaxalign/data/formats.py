@@ -194,8 +194,7 @@ def _with_columns(record: Record, row: Mapping[str, Any], wanted: Collection[str
         if "token_weights" not in wanted or row.get("token_weights") is None:
             return record
         return replace(record, columns={"token_weights": (weights_of(row["token_weights"], "token_weights"),)})
-    judged = record.columns.get("preference")
-    read = {**row, "preference": judged} if judged is not None else row
+    read = {**row, **record.columns}  # the record's say, which is in the order of its answers, goes first
     return replace(record, columns={**record.columns, **pair_columns(read, wanted)})
 
 

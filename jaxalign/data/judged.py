@@ -54,12 +54,15 @@ def read_judged(
     answers = [text_of(required(row, name, "str"), name) for name in columns]
     if first is None or (first == 0.5 and not keep_ties):
         raise NoExample(TIE, shape)
+    wins = row.get("win_probabilities")
     if first < 0.5:
         answers, first = answers[::-1], 1.0 - first
+        wins = wins[::-1] if isinstance(wins, list | tuple) else wins
     texts: tuple[str | Messages, ...] = tuple(answers)
     if not isinstance(prompt, str):
         texts = tuple([{"role": "assistant", "content": a}] for a in answers)
-    return Record(where, shape, prompt, texts, columns={"preference": first})
+    said = {"preference": first} | ({} if wins is None else {"win_probabilities": wins})
+    return Record(where, shape, prompt, texts, columns=said)
 
 
 def _votes(row: Mapping[str, Any]) -> dict[str, Any]:

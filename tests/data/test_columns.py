@@ -152,6 +152,16 @@ def test_judged_answers(name, tiny):
     np.testing.assert_allclose(examples.columns["win_probabilities"], [[preference, 1 - preference]], rtol=1e-6)
 
 
+def test_win_probabilities_of_judged_answers_go_where_their_answers_go(tiny):
+    said = {"prompt": "Q? ", "a": "x", "b": "y", "win_probabilities": [0.25, 0.75]}
+    rows = [said | {"preference": preference} for preference in (0.875, 0.125)]
+    examples, _ = load_examples(rows, tiny, needs=("win_probabilities",))
+    assert [tiny.decode(e.completions[0]).removesuffix("</s>") for e in examples] == ["x", "y"]
+    np.testing.assert_array_equal(examples.columns["win_probabilities"], [[0.25, 0.75], [0.75, 0.25]])
+    with pytest.raises(DataError, match="'win_probabilities' is a number"):
+        load_examples([rows[0] | {"win_probabilities": 0.5}], tiny, needs=("win_probabilities",))
+
+
 def test_ties_are_counted_and_kept_where_probabilities_are_wanted(tiny):
     rows = [{"prompt": "Q? ", "a": "x", "b": "y", "preference": p} for p in (1.5, 1.0)]
     examples, report = load_examples(rows, tiny)
