@@ -178,6 +178,8 @@ def _aligned(examples: ExampleSet, theirs: ExampleSet, reference: str) -> Exampl
         )
     aligned = theirs.select([places[source] for source in examples.sources])
     for name, values in examples.columns.items():
+        if name not in aligned.columns:
+            continue  # made of the policy's set as a whole, not read from its rows
         other = np.flatnonzero((values != aligned.columns[name]).reshape(len(examples), -1).any(axis=1))
         if len(other):
             raise DataError(

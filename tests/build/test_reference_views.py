@@ -44,6 +44,14 @@ def test_each_answer_of_a_pair_meets_itself_when_the_other_is_dropped(configure,
     assert alone > 0  # rejected answers whose chosen one did not fit
 
 
+def test_a_column_made_of_the_whole_set_need_not_be_read_again(configure):
+    """The policy's examples carry the weights of bco_udm, which are made of all prompts at once."""
+    examples = check_data(settled(configure(method__name="bco"))).train
+    weighed = {**examples.columns, "density_ratios": np.ones(len(examples), np.float32)}
+    aligned = _aligned(dataclasses.replace(examples, columns=weighed), examples[::-1], "other")
+    assert aligned.sources == examples.sources
+
+
 def test_other_labels_are_refused(configure):
     examples = check_data(settled(configure(method__name="kto"))).train
     flipped = dataclasses.replace(examples, columns={"desirable": ~examples.columns["desirable"]})
