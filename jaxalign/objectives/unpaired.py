@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -89,8 +88,8 @@ def kto(
     distance = beta * (ratios - reference_point)
     losses = jnp.where(
         desirable,
-        desirable_weight * jax.nn.sigmoid(-distance),
-        undesirable_weight * jax.nn.sigmoid(distance),
+        desirable_weight * sigmoid(-distance),
+        undesirable_weight * sigmoid(distance),
     )
     return _output(losses, desirable, counted, rewards=beta * ratios, policy=policy, kl=reference_point)
 
