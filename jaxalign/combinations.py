@@ -44,7 +44,7 @@ class Token(NamedTuple):
 
 def is_expression(name: str) -> bool:
     """Whether it is more than the name of a method."""
-    return any(sign in name for sign in "+*()")
+    return any(sign in name for sign in "+*()/ ")
 
 
 def parse(text: str, lookup: Callable[[str], Method], known: Iterable[str]) -> Method:
