@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,13 @@ from jaxalign.data.pipeline import ordered_iterator
 from jaxalign.errors import ConfigError, DataError, did_you_mean
 from jaxalign.evaluation.preferences import evaluate_preferences, make_eval_step, metric_names
 from jaxalign.methods import Method, get_method
+from jaxalign.models.config_json import checkpoint_kind, read_config
 from jaxalign.models.huggingface import resolve as resolve_model
 from jaxalign.models.policy import Policy
 from jaxalign.training.mesh import MeshPlan
 from jaxalign.types import Variables
+
+_log = logging.getLogger("jaxalign")
 
 Evaluator = Callable[[Variables, Any, Mapping[str, Any], Mapping[str, Any] | None], Mapping[str, float]]
 """``(variables, reference_state, frozen, method_state) -> metrics``."""
@@ -124,6 +128,8 @@ def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | 
         start = functools.cache(lambda: start_variables(config, policy, plan))
         reference = make_reference(config, views, policy, start, plan, donated=False)
         variables = start() if folder is None else load_folder(resolve_model(folder), policy, plan)
+        if folder is not None:
+            _warn_of_random_head(resolve_model(folder), policy, method)
         evaluator = make_evaluator(config, data, policy, method, reference, plan)
         found = evaluator(
             variables,
@@ -137,6 +143,17 @@ def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | 
         record = {"model": folder or config.model.path, "examples": len(data.held_out), "metrics": metrics}
         (Path(workdir) / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return metrics
+
+
+def _warn_of_random_head(folder: Path, policy: Policy, method: Method) -> None:
+    """An auxiliary head is dropped at export, and a language model never had one."""
+    if policy.head_outputs and checkpoint_kind(read_config(folder)) == "causal_lm":
+        _log.warning(
+            "%s has no head such as %s trains. One drawn at random takes its place: what depends on it, the loss "
+            "included, tells nothing of the model. What a run measured of its own head is in its metrics.jsonl.",
+            folder,
+            method.name,
+        )
 
 
 def _method_state(workdir: str | Path | None) -> dict[str, jax.Array] | None:

@@ -86,3 +86,13 @@ def test_a_held_out_file_of_its_own(configure, world, finished):
     data = dataclasses.replace(config.data, on_bad="drop")
     with pytest.raises(DataError, match="every prompt is also held out"):
         build.evaluate(dataclasses.replace(config, data=data))
+
+
+def test_a_head_that_the_model_does_not_have_is_told(configure, world, caplog):
+    """Else the numbers of a head drawn at random would be taken for the model's."""
+    config = configure(method__name="reward_model")
+    build.evaluate(config, model=str(world.twin))
+    assert "has no head such as reward_model trains" in caplog.text
+    caplog.clear()
+    build.evaluate(configure(), model=str(world.twin))
+    assert not caplog.text
