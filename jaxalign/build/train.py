@@ -35,6 +35,7 @@ from jaxalign.data.pipeline import training_iterator
 from jaxalign.data.prompts import end_token_ids
 from jaxalign.methods import Method, get_method
 from jaxalign.models.export import save_pretrained
+from jaxalign.models.padding import padding_token
 from jaxalign.models.policy import Policy
 from jaxalign.training.checkpoint import Checkpoints, abstract_state
 from jaxalign.training.compiled import CompiledStep
@@ -97,6 +98,9 @@ def train(config: RunConfig, workdir: str | Path) -> TrainResult:
     plan = mesh_plan(config)
     with jax.set_mesh(plan.mesh), Manifest(workdir, config, data, plan) as manifest:
         policy = make_policy(config, architecture(config), plan, method)
+        if config.train.export and not policy.language_head and policy.head_outputs == 1:
+            tokenizer = export_tokenizer(config, data.tokenizer)
+            padding_token(policy.config, tokenizer, end_token_ids(tokenizer))  # or it could not be exported
         return _train(_Run(config, workdir, data, method, plan, policy), views, manifest)
 
 

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 from jaxalign import build, load_policy
 from jaxalign.config import from_dict, read_json, resolve, to_dict
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, ModelError
 from jaxalign.methods import METHODS, Layout
-from tests.build.conftest import HELD_OUT, ROWS
+from tests.build.conftest import HELD_OUT, ROWS, make_tokenizer, write_model
 
 LOGGED = {"step", "loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "entropy", "mean_token_accuracy"}
 REWARDS = {"rewards/chosen", "rewards/rejected", "rewards/margins"}
@@ -24,8 +24,9 @@ PAIRED = REWARDS | LOGPS | {"rewards/accuracies", "logits/chosen", "logits/rejec
 SETTINGS = {"kto": {"train__batch_size": 16, "train__steps": 9}}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_by_the_same_function(method, finished):
+@pytest.mark.parametrize("method", ["sft", "dpo", "ipo", "cpo", "simpo", "kto"])
+def test_methods_run_by_the_same_function_and_have_the_same_metrics(method, finished):
+    """Those that learn from plain pairs, and have TRL's metrics; that every method trains is a test of its own."""
     run = finished(method__name=method, **SETTINGS.get(method, {}))
     steps = run.config.train.steps
     assert [row["step"] for row in run.steps] == list(range(1, steps + 1))
@@ -192,3 +193,14 @@ def test_a_finished_run_stays_as_it_is(finished, tmp_path):
 def assert_equal(one, other) -> None:
     """Bit for bit."""
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
+
+
+def test_a_reward_model_that_could_not_be_exported_is_not_trained(configure, tmp_path):
+    """Its tokenizer has no special token that could pad: known before the first step, not after the last."""
+    tokenizer = make_tokenizer(320)
+    tokenizer.bos_token = tokenizer.eos_token
+    model = write_model(tmp_path / "model", tokenizer, seed=1)
+    config = configure(method__name="reward_model", model__path=model)
+    with pytest.raises(ModelError, match="a reward model needs a padding token"):
+        build.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
