@@ -200,7 +200,9 @@ class TrainConfig:
     ] = None
     keep: Annotated[int, "Latest checkpoints kept.", Range(ge=1)] = 1
     best_metric: Annotated[
-        str | None, "Held-out metric whose best checkpoint is kept and exported; none = the last is exported."
+        str | None,
+        "Held-out metric whose best checkpoint is kept and exported: the lowest of a loss or KL divergence, the highest "
+        "of any other; none = the last is exported.",
     ] = None
     check_first_step: Annotated[
         bool, "Stop if the loss before training differs from its closed form (ln 2 for dpo)."

@@ -7,6 +7,7 @@ one small JSON and a run may go on with another number of processes or another m
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,11 @@ class Restored(NamedTuple):
     run: dict[str, Any]
 
 
+def lower_is_better(metric: str) -> bool:
+    """Whether a held-out metric is a loss (also of one term, ``eval_loss/nll``) or a KL divergence."""
+    return not {"loss", "kl"}.isdisjoint(re.split("[_/]", metric))
+
+
 class Checkpoints:
     """The checkpoints under one folder. Saving is asynchronous and atomic: a killed process leaves the last whole one.
 
@@ -48,7 +54,7 @@ class Checkpoints:
         self.best_metric = best_metric
         policies: list[Any] = [LatestN(keep)]
         read = None
-        lower = best_metric is not None and (best_metric.endswith(("loss", "kl")) or "/kl" in best_metric)
+        lower = best_metric is not None and lower_is_better(best_metric)
         if best_metric is not None:
             read = operator.itemgetter(best_metric)
             policies.append(BestN(get_metric_fn=read, reverse=lower, n=1, keep_checkpoints_without_metrics=False))

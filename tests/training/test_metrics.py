@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.errors import ConfigError
+from jaxalign.training.checkpoint import lower_is_better
 from jaxalign.training.metrics import METRICS_FILE, Averages, MetricsFile, MetricSinks, read_metrics
 
 # Averages.
@@ -233,3 +234,23 @@ def test_the_bar_shows_where_the_run_is(tmp_path, monkeypatch):
     assert "5/10" in text
     assert "loss=0.1234" in text
     assert "accuracies=0.75" in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "lower"),
+    [
+        ("eval_loss", True),
+        ("eval_nll_loss", True),
+        ("eval_loss/spo", True),
+        ("eval_degree_loss", True),
+        ("eval_kl", True),
+        ("eval_kl/sequence", True),
+        ("eval_rewards/accuracies", False),
+        ("eval_rewards/margins", False),
+        ("eval_degree_accuracies", False),
+        ("eval_policy/accuracies", False),
+    ],
+)
+def test_which_way_a_metric_is_better(metric, lower):
+    """The best checkpoint by one term's loss is that with the lowest."""
+    assert lower_is_better(metric) == lower
