@@ -6,7 +6,7 @@ r"""Train a process reward model: which steps of a solution are right.
 Rows are {"prompt", "completions": [the steps], "labels": [true or false for each]}; the label is learned at the last
 token of its step. The argument is a model of configs/common.py.
 
-What to expect: eval_accuracy is the share of steps judged as labelled. WORKDIR/export is a token classifier with the
+What to expect: eval_accuracies is the share of steps judged as labelled. WORKDIR/export is a token classifier with the
 classes wrong and right, which transformers loads as AutoModelForTokenClassification.
 """
 
