@@ -201,8 +201,8 @@ class TrainConfig:
     keep: Annotated[int, "Latest checkpoints kept.", Range(ge=1)] = 1
     best_metric: Annotated[
         str | None,
-        "Held-out metric whose best checkpoint is kept and exported: the lowest of a loss or KL divergence, the highest "
-        "of any other; none = the last is exported.",
+        "Held-out metric whose best checkpoint is kept and exported: the lowest of a loss or KL divergence, the "
+        "highest of any other; none = the last is exported.",
     ] = None
     check_first_step: Annotated[
         bool, "Stop if the loss before training differs from its closed form (ln 2 for dpo)."
