@@ -20,5 +20,5 @@ from jaxalign.config_transport import parse_arg
 def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arg(arg, model=tuple(MODELS), method=("sft", "dft"))
     config = ConfigDict(sft_sections(args.model))
-    config.method.name = args.method
+    config.update({"method": {"name": args.method}})
     return config

@@ -199,7 +199,7 @@ def _scores_forward(states, head, target, other, plan):
             logits = _capped_logits(chunk_states, head[:, start:stop], plan.soft_cap)
             average = logits if "entropy" in plan.statistics else None
             policy = policy.seen(logits, chunk_target - start, average, "collision" in plan.statistics)
-            if other is not None:
+            if other_head is not None:
                 other_logits = _capped_logits(chunk_other, other_head[:, start:stop], plan.reference_soft_cap)
                 # The gap is summed, not the two logits apart: it is 0, exactly, where the two models agree.
                 reference = reference.seen(other_logits, chunk_target - start, other_logits - logits, False)
@@ -248,7 +248,7 @@ def _scores_backward(plan, residuals, cotangents):
             probabilities = jnp.exp(log_probabilities)
             hit = chunk_target[..., None] == jnp.arange(start, stop)
             gradient = cotangent["logps"][..., None] * (hit - probabilities)
-            if other is not None:
+            if other_head is not None:
                 other_logits = _capped_logits(chunk_other, other_head[:, start:stop], plan.reference_soft_cap)
                 theirs = jnp.exp(other_logits - chunk_other_logsumexp[..., None])
                 gradient += cotangent["kl"][..., None] * (probabilities - theirs)

@@ -219,7 +219,7 @@ def metric_names(method: Method, options: Mapping[str, Any], has_reference: bool
         if name == "step_labels":
             return np.broadcast_to(np.array([0, 1, -1], np.int32), (2, completions, 3))
         if name in ("scores", "win_probabilities"):
-            return np.broadcast_to(np.arange(completions, 0.0, -1.0, np.float32) / completions, (2, completions))
+            return np.broadcast_to(np.arange(completions, 0, -1).astype(np.float32) / completions, (2, completions))
         shape = {"example": (2,), "completion": (2, completions), "token": (2, completions, 3)}[per]
         return np.full((*shape, 2) if name == "step_logits" else shape, -1.0, np.float32)
 

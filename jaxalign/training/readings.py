@@ -90,7 +90,7 @@ def read(
     for name, statistic in OF_TOKENS.items():
         if name in method.inputs and INPUTS[name].trains:
             carried[name] = getattr(tokens, statistic)
-    fixed = {"token_collision": jax.lax.stop_gradient(tokens.collision)} if "collision" in asked else {}
+    fixed = {} if tokens.collision is None else {"token_collision": jax.lax.stop_gradient(tokens.collision)}
     if live is None:
         theirs = reference.logps(reference_state, frozen, rows)
     else:

@@ -93,7 +93,7 @@ def make_train_step(
             example_mask=rows.example_mask,
             mean_lengths=means,
             state=state,
-            keys=None if keys is None else example_keys(*keys, rows.columns["example_id"]),
+            keys=None if keys is None else example_keys(keys[0], keys[1], rows.columns["example_id"]),
         )
         output = method.objective(**inputs, **options)
         mask = rows.example_mask.reshape(-1)
