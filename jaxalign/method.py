@@ -45,7 +45,7 @@ class Input:
     """What an objective may ask of the train step by naming a positional parameter.
 
     Attributes:
-      meaning: what it is and its unit, for the printed description.
+      meaning: what it is and its unit, for the printed description; "bool, ..." for what is true or false.
       per: what there is one of it for. ``example``: ``[B]``. ``completion``: a `Pair` of ``[B]`` for PAIRED, ``[B]``
         for SINGLE and UNPAIRED, ``[B, K]`` for RANKED. ``token``: the same with one more axis N, 0 behind a
         completion's last token. ``batch``: see the meaning.
@@ -65,6 +65,11 @@ class Input:
     column: bool = False
     trains: bool = False
     head: bool = False
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether it is true or false."""
+        return self.meaning.startswith("bool")
 
 
 _PAIRED, _SINGLE, _UNPAIRED, _RANKED = (Layout.PAIRED,), (Layout.SINGLE,), (Layout.UNPAIRED,), (Layout.RANKED,)

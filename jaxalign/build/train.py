@@ -216,12 +216,8 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
             describe=lambda identity: data.train.sources[identity],
             throughput=_throughput(config, policy, plan),
         )
-        manifest.note(
-            train_seconds=time.perf_counter() - started,
-            compiled=compiled.facts(),
-            metrics=last,
-            method_state={name: float(value) for name, value in state.method_state.items()},
-        )
+        manifest.note(train_seconds=time.perf_counter() - started, compiled=compiled.facts(), metrics=last)
+    manifest.note(method_state=_exported_statistics(checkpoints, state, shardings, progress.step))
     trained = trainable.join(state.trainable, frozen["policy"])
     if config.train.export:
         _export(this, checkpoints, trained, shardings.trainable, progress.step)
@@ -280,6 +276,15 @@ def _export(this: _Run, checkpoints: Checkpoints, trained: Variables, shardings:
             "notes": f"Trained on {len(this.data.train)} examples for {step} steps of {config.train.batch_size}.",
         },
     )
+
+
+def _exported_statistics(checkpoints: Checkpoints, state: TrainState, shardings: TrainState, step: int) -> dict:
+    """The method's running statistics at the step whose weights are exported."""
+    kept, best = state.method_state, checkpoints.best_step
+    if kept and best is not None and best != step:
+        kept = checkpoints.restore_parts({"method_state": abstract_state(kept, shardings.method_state)}, best)
+        kept = kept["method_state"]
+    return {name: float(value) for name, value in kept.items()}
 
 
 def _held_out(workdir: Path, step: int) -> dict[str, float]:

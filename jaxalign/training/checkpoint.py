@@ -152,16 +152,25 @@ class Checkpoints:
           abstract: their shapes, dtypes and shardings.
           step: which one; the latest by default.
         """
+        return self.restore_parts({"trainable": abstract}, step)["trainable"]
+
+    def restore_parts(self, abstract: Mapping[str, Any], step: int | None = None) -> dict[str, Any]:
+        """Reads only these parts of a checkpoint's state.
+
+        Args:
+          abstract: attribute of `TrainState` -> shapes, dtypes and shardings.
+          step: which checkpoint; the latest by default.
+        """
         step = self._manager.latest_step() if step is None else step
         wanted = ocp.args.PyTreeRestore(
-            item={"trainable": abstract},
-            restore_args=ocp.checkpoint_utils.construct_restore_args({"trainable": abstract}),
+            item=dict(abstract),
+            restore_args=ocp.checkpoint_utils.construct_restore_args(dict(abstract)),
             partial_restore=True,
         )
         # A manager of its own: one that has saved or restored whole states takes no other arguments for them.
         options = ocp.CheckpointManagerOptions(read_only=True)
         with ocp.CheckpointManager(self._manager.directory, options=options) as reader:
-            return reader.restore(step, args=ocp.args.Composite(state=wanted))["state"]["trainable"]
+            return reader.restore(step, args=ocp.args.Composite(state=wanted))["state"]
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""

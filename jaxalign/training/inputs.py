@@ -120,7 +120,7 @@ def objective_inputs(
             return keys.reshape(-1)
         if known.column:
             value = given[name] if known.per == "token" else flat(columns[name])
-            if known.meaning.startswith("bool"):
+            if known.is_bool:
                 value = value.astype(bool)
         else:
             value = given[name]

@@ -58,6 +58,17 @@ def test_the_command_evaluates_with_the_saved_state_of_the_method(finished, caps
     assert metrics["eval_delta"] != pytest.approx(alone["eval_delta"], rel=1e-3)  # or the above would say nothing
 
 
+def test_the_best_checkpoint_is_evaluated_with_its_own_state(finished):
+    """Unlikely answers grow unlikelier, so the checkpoint that finds the rejected ones likeliest is not the last."""
+    best = {"train__best_metric": "eval_logps/rejected", "train__eval_every": 3, "optimizer__learning_rate": 5e-3}
+    run = finished(**SETTINGS["bco"], **best)
+    chosen = max(run.evaluations, key=lambda row: row["eval_logps/rejected"])
+    assert chosen["step"] < 9
+    assert run.manifest["method_state"]["count"] == chosen["step"] * 16
+    metrics = build.evaluate(run.config, run.workdir)
+    assert metrics == pytest.approx({name: value for name, value in chosen.items() if name != "step"}, rel=1e-5)
+
+
 def test_the_start_evaluates_as_the_reference(configure, world):
     metrics = build.evaluate(configure(reference__mode="cached"))
     assert metrics["eval_loss"] == pytest.approx(0.6931472, abs=1e-6)
