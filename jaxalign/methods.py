@@ -34,7 +34,6 @@ _ROWS: Mapping[str, Method] = _table(
     Method("sft", objectives.sft, Layout.SINGLE),
     Method("dpo", objectives.dpo, Layout.PAIRED, paper="arXiv 2305.18290"),
     # length-normalised DPO: Tulu 3 has beta=5 (per nat per token), the default is that of sums
-    Method("dpo_norm", objectives.dpo, Layout.PAIRED, Logps.MEAN, paper="arXiv 2411.15124"),
     Method("ipo", objectives.ipo, Layout.PAIRED, Logps.MEAN, paper="arXiv 2310.12036"),
     Method("cpo", objectives.cpo, Layout.PAIRED, paper="arXiv 2401.08417"),
     Method("simpo", objectives.simpo, Layout.PAIRED, Logps.MEAN, paper="arXiv 2405.14734"),

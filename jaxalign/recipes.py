@@ -146,6 +146,39 @@ Example:
   0.6294
 """
 
+_DPO_NORM = """Length-normalised DPO: logistic loss on the difference of the mean log-ratios per token.
+
+::
+
+  h    = beta * ((avg.lp_w - avg.lr_w) - (avg.lp_l - avg.lr_l))
+  loss = -(1 - label_smoothing) * log sigmoid(h) - label_smoothing * log sigmoid(-h)
+
+Sums of log-ratios grow with the length of a completion; means do not, so a long answer cannot win by its length. Means
+are some hundred times smaller than sums, and so ``beta`` is larger. Written out it is ``mean(dpo)`` with that beta.
+
+It is TRL's ``sigmoid_norm``, whose beta is 0.1 like that of every loss there. The default here is that of OLMo's
+training scripts; from memory, Tulu 3 uses the same. It was not verified against the paper.
+
+Returns:
+  Losses in nats, ``[B]``; every pair weighs 1. Rewards in the metrics are ``beta`` times the mean log-ratio per token,
+  and ``logps/*`` are means per token.
+
+References:
+  Lambert et al. 2024, "Tulu 3", arXiv 2411.15124; Meng et al. 2024, arXiv 2405.14734, compare it with SimPO.
+
+Example:
+  Per token, the chosen completion gained 0.25 nats and the rejected one lost 0.125: ``h = 5 * 0.375``.
+
+  >>> import jax.numpy as jnp
+  >>> from jaxalign.methods import METHODS
+  >>> from jaxalign.types import Pair
+  >>> def pair(chosen, rejected):
+  ...     return Pair(jnp.array([chosen]), jnp.array([rejected]))
+  >>> output = METHODS["dpo_norm"].objective(policy=pair(-1.0, -1.5), reference=pair(-1.25, -1.375))
+  >>> round(output.losses.item(), 4)
+  0.1427
+"""
+
 
 def recipes(rows: Mapping[str, Method]) -> tuple[Method, ...]:
     """The combined methods, made of the given rows."""
@@ -169,5 +202,6 @@ def recipes(rows: Mapping[str, Method]) -> tuple[Method, ...]:
             doc=_REGULARIZED_RPO,
             dpo_beta=0.01,
         ),
+        named(combined("mean(dpo)"), "dpo_norm", paper="arXiv 2411.15124", doc=_DPO_NORM, beta=5.0),
         named(combined("soft(dpo)"), "soft_dpo", paper="arXiv 2305.18290", doc=_SOFT_DPO),
     )

@@ -23,9 +23,7 @@ def dpo(
     log-likelihood of the preference. A larger `beta` holds the policy nearer to the reference. Where policy and
     reference agree, the loss is ``ln 2`` whatever the options.
 
-    Given means per token in place of sums it is length-normalised DPO, the row ``dpo_norm`` of the table and TRL's
-    ``loss_type="sigmoid_norm"``. There `beta` is per (nat per token), and larger: training scripts of OLMo have 5, and
-    so has, from memory, Tulu 3 (arXiv 2411.15124). The default is that of sums.
+    Given means per token in place of sums it is length-normalised DPO, the row `dpo_norm` of the table.
 
     Versions disagree on label smoothing: TRL's ``loss_type="sigmoid"`` had it before 0.29 and ignores it since, which
     is ``label_smoothing=0``.
