@@ -292,6 +292,8 @@ def command(method: Method) -> str:
     taken = [name for name in dict.fromkeys([*first, *known]) if name in known and _takes(name, method)]
     if method.name == "sft":
         config = "configs/sft.py"
+    elif method.name == "process_reward_model":
+        config = "configs/steps.py"
     elif method.head and group_of(method).title == "Auxiliary losses":
         config = f"configs/paired.py '--config.method.name=dpo + 0.1*{method.name}'"
     elif taken:
