@@ -17,7 +17,7 @@ SPELLINGS: Mapping[str, str] = MappingProxyType(
     {
         "scores": "score_chosen and score_rejected (or chosen_score, chosen_rating; also inside metadata), or margin",
         "win_probabilities": "win_probabilities, or chosen_win_probability and rejected_win_probability, or preference",
-        "preference": "preference, from 0 to 1, or annotators' votes",
+        "preference": "preference, from 0 to 1, or annotators' votes (a tie is half a vote for each answer)",
         "absolute": "absolute, true/false, or solutions with is_correct",
         "token_weights": "token_weights, or chosen_token_weights and rejected_token_weights",
         "step_labels": "completions, the steps, and labels, true/false for each",

@@ -3,7 +3,9 @@
 ==========================================  =====================================================================
 prompt, a and b, preference                 also ``response_a``, ``response1`` ...; from 0 to 1 the probability
                                             that the first is better, or from 1 (the first) to 2 (the second)
-prompt, response1, response2, annotator1..  votes 1, 2 and 0 for a tie (PandaLM); the majority decides
+prompt, response1, response2, annotator1..  votes 1, 2 and 0 for a tie (PandaLM); a tie is half a vote for each
+                                            answer: 1, 0, 1 is 0.833 for the first, 0, 2, 0 is 0.667 for the
+                                            second, and only an exact balance (1, 2, 0) is a tie
 prompt, completions, labels                 the steps of one answer, each right or wrong (process supervision)
 ==========================================  =====================================================================
 """
@@ -45,14 +47,14 @@ def read_judged(
       keep_ties: make a pair of answers that are equally good, with probability 0.5, instead of none.
 
     Raises:
-      NoExample: neither answer is preferred.
+      NoExample: neither answer is preferred, and ties are not kept.
       RowProblem: the row breaks the contract.
     """
     votes = _votes(row)
     first = _share(votes) if votes else _probability(row["preference"])
     shape = "two answers and annotators' votes" if votes else "two answers and a preference"
     answers = [text_of(required(row, name, "str"), name) for name in columns]
-    if first is None or (first == 0.5 and not keep_ties):
+    if first == 0.5 and not keep_ties:
         raise NoExample(TIE, shape)
     wins = row.get("win_probabilities")
     if first < 0.5:
@@ -69,15 +71,13 @@ def _votes(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if _ANNOTATOR.fullmatch(str(name)) and value is not None}
 
 
-def _share(votes: Mapping[str, Any]) -> float | None:
-    """The votes for the first answer, or 1 minus those for the second; None where no answer has the majority."""
+def _share(votes: Mapping[str, Any]) -> float:
+    """The share of the votes for the first answer; a tie is half a vote for each."""
     for name, vote in votes.items():
         if isinstance(vote, bool) or vote not in (0, 1, 2):
             raise RowProblem("label invalid", f"{name!r} is {vote!r} (expected 1, 2, or 0 for a tie)")
     counts = Counter(votes.values())
-    if 2 * counts[1] > len(votes):
-        return counts[1] / len(votes)
-    return 1.0 - counts[2] / len(votes) if 2 * counts[2] > len(votes) else None
+    return (counts[1] + 0.5 * counts[0]) / len(votes)
 
 
 def _probability(value: Any) -> float:

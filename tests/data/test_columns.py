@@ -136,8 +136,13 @@ JUDGED = {
         2 / 3,
     ),
     "votes with a tie among them": (
-        {"response1": "x", "response2": "y", "annotator1": 1, "annotator2": 1, "annotator3": 0},
+        {"response1": "x", "response2": "y", "annotator1": 1, "annotator2": 0, "annotator3": 1},
         ("x", "y"),
+        2.5 / 3,
+    ),
+    "votes that are ties but for one": (
+        {"response1": "x", "response2": "y", "annotator1": 0, "annotator2": 2, "annotator3": 0},
+        ("y", "x"),
         2 / 3,
     ),
 }
@@ -169,9 +174,14 @@ def test_ties_are_counted_and_kept_where_probabilities_are_wanted(tiny):
     assert report.shapes == {"two answers and a preference": 2}
     examples, report = load_examples(rows, tiny, needs=("preference",))
     assert examples.columns["preference"].tolist() == [0.5, 1.0]
-    votes = [{"prompt": "Q? ", "response1": "x", "response2": "y", "annotator1": v, "annotator2": 0} for v in (1, 2)]
+    votes = [
+        {"prompt": "Q? ", "response1": "x", "response2": "y", "annotator1": first, "annotator2": second}
+        for first, second in ((1, 2), (0, 0))
+    ]
     with pytest.raises(DataError, match="no example is left of 2 rows: no row holds one for this layout"):
-        load_examples(votes, tiny, needs=("preference",))
+        load_examples(votes, tiny)
+    examples, _ = load_examples(votes, tiny, needs=("preference",))
+    assert examples.columns["preference"].tolist() == [0.5, 0.5]
     with pytest.raises(DataError, match=r"'annotator1' is 3 \(expected 1, 2, or 0 for a tie\)"):
         load_examples([{**votes[0], "annotator1": 3}], tiny)
 
