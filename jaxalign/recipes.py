@@ -125,6 +125,10 @@ Judges give probabilities, and people who vote disagree: a pair that half of the
 nothing. Where ``p = 1`` it is `dpo`; the loss is least where ``sigmoid(h) = p``, so the margin learned is finite. It is
 the conservative DPO of ``label_smoothing`` with a smoothing of each pair's own. Written out it is ``soft(dpo)``.
 
+A row whose ``preference`` is below 0.5 is turned round when it is read: its rejected completion becomes the chosen one
+with ``1 - preference``, and the report counts it. The loss is the same; ``rewards/accuracies`` counts for the likelier
+completion.
+
 Returns:
   Losses, ``[B]``; every pair weighs 1. Rewards in the metrics are those of `dpo`.
 

@@ -110,7 +110,8 @@ def soft(method: Method) -> Method:
     """A method on pairs whose preference labels are probabilities, from a judge or the votes of several people.
 
     ``preference * L(chosen, rejected) + (1 - preference) * L(rejected, chosen)``: the expected loss over the label, so
-    `smoothed` with a smoothing of each pair's own. ``soft(dpo)`` is `soft_dpo`.
+    `smoothed` with a smoothing of each pair's own. ``soft(dpo)`` is `soft_dpo`. Rows with a preference below 0.5 are
+    turned round when they are read, so that ``rewards/accuracies`` counts for the likelier completion.
 
     Raises:
       TypeError: the method does not learn from pairs, or reads that probability itself.

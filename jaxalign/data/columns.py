@@ -28,6 +28,9 @@ SPELLINGS: Mapping[str, str] = MappingProxyType(
 MADE = ("marked", "degrees")
 """Columns that are made of the texts."""
 
+PER_ANSWER = ("scores", "win_probabilities", "token_weights")
+"""Columns with a value for each answer, in their order."""
+
 LAYOUT_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "single": ("token_weights", "step_labels"),

@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxalign.data.columns import pair_columns, weights_of
+from jaxalign.data.columns import PER_ANSWER, pair_columns, weights_of
 from jaxalign.data.contract import RowProblem
 from jaxalign.data.conversations import split_last_answer, split_turns, strip_prompt
 from jaxalign.data.judged import ANSWER_PAIRS, answer_columns, is_stepwise, read_judged, read_steps
@@ -93,6 +93,9 @@ COLUMNS = tuple(
     )
 )
 """The names that rows may give to columns, so that `data.columns` can map the user's names to them."""
+
+
+TURNED = "preference below 0.5, chosen and rejected swapped"
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -195,7 +198,20 @@ def _with_columns(record: Record, row: Mapping[str, Any], wanted: Collection[str
             return record
         return replace(record, columns={"token_weights": (weights_of(row["token_weights"], "token_weights"),)})
     read = {**row, **record.columns}  # the record's say, which is in the order of its answers, goes first
-    return replace(record, columns={**record.columns, **pair_columns(read, wanted)})
+    return _likelier_first(replace(record, columns={**record.columns, **pair_columns(read, wanted)}))
+
+
+def _likelier_first(record: Record) -> Record:
+    """The pair, turned round where `preference` says that the rejected answer is the likelier one."""
+    if record.columns.get("preference", 1.0) >= 0.5:
+        return record
+    turned = {name: record.columns[name][::-1] for name in PER_ANSWER if name in record.columns}
+    return replace(
+        record,
+        completions=record.completions[::-1],
+        columns={**record.columns, **turned, "preference": 1.0 - record.columns["preference"]},
+        notes=(*record.notes, TURNED),
+    )
 
 
 def _given_prompt(row: Mapping[str, Any]) -> str | Messages:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from jaxalign.data.columns import MADE, missing
+from jaxalign.data.columns import MADE, PER_ANSWER, missing
 from jaxalign.data.contract import NoExample, RowProblem
 from jaxalign.data.ranked import best_and_worst
 from jaxalign.data.records import Record
@@ -18,7 +18,7 @@ COMPLETIONS = {"single": 1, "paired": 2, "unpaired": 1, "ranked": None}
 
 PairsPerPrompt = Literal["extremes", "all"]
 
-_PER_COMPLETION = ("scores", "win_probabilities", "token_weights", "labels")
+_PER_COMPLETION = (*PER_ANSWER, "labels")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ SPELLED = {
     "wins": ("win_probabilities", {"chosen_win_probability": 0.9, "rejected_win_probability": 0.2}, [0.9, 0.2]),
     "wins as a list": ("win_probabilities", {"win_probabilities": [0.9, 0.2]}, [0.9, 0.2]),
     "wins of a preference": ("win_probabilities", {"preference": 0.75}, [0.75, 0.25]),
-    "preference": ("preference", {"preference": 0.4}, 0.4),
+    "preference": ("preference", {"preference": 0.6}, 0.6),
     "absolute": ("absolute", {"absolute": True}, True),
     "relative": ("absolute", {"absolute": 0}, False),
 }
@@ -165,6 +165,20 @@ def test_win_probabilities_of_judged_answers_go_where_their_answers_go(tiny):
     np.testing.assert_array_equal(examples.columns["win_probabilities"], [[0.25, 0.75], [0.75, 0.25]])
     with pytest.raises(DataError, match="'win_probabilities' is a number"):
         load_examples([rows[0] | {"win_probabilities": 0.5}], tiny, needs=("win_probabilities",))
+
+
+def test_the_likelier_answer_of_a_pair_is_the_chosen_one(tiny):
+    row = {"prompt": "Q? ", "chosen": "x", "rejected": "y", "score_chosen": 1, "score_rejected": 4}
+    rows = [row | {"preference": preference} for preference in (0.125, 0.5, 0.75)]
+    needs = ("preference", "scores", "win_probabilities")
+    examples, report = load_examples(rows, tiny, needs=needs)
+    assert [tiny.decode(e.completions[0]).removesuffix("</s>") for e in examples] == ["y", "x", "x"]
+    assert examples.columns["preference"].tolist() == [0.875, 0.5, 0.75]
+    assert examples.columns["scores"].tolist() == [[4, 1], [1, 4], [1, 4]]
+    assert examples.columns["win_probabilities"].tolist() == [[0.875, 0.125], [0.5, 0.5], [0.75, 0.25]]
+    assert report.notes["preference below 0.5, chosen and rejected swapped"] == 1
+    examples, report = load_examples(rows, tiny, needs=("scores",))  # nobody asked for the preference
+    assert {tiny.decode(e.completions[0]).removesuffix("</s>") for e in examples} == {"x"}
 
 
 def test_ties_are_counted_and_kept_where_probabilities_are_wanted(tiny):
