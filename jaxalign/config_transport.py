@@ -130,7 +130,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
         default = defaults[name]
         if isinstance(default, tuple):
             if text not in default:
-                hint = did_you_mean(text, default)
+                hint = _elsewhere(text) if name == "method" else ""
+                hint = hint or did_you_mean(text, default)
                 problems.append(f"{name}: got {text!r}, expected one of {', '.join(default)}.{hint}")
             values[name] = text
             continue
@@ -145,6 +146,24 @@ def parse_arg(arg: str | None, **defaults: Any) -> Any:
     if problems:
         raise ConfigError([f"--config argument {arg!r}: {problem}" for problem in problems])
     return ml_collections.ConfigDict(values)
+
+
+def _elsewhere(name: str) -> str:
+    """For a method that another of the shipped configurations takes: which, and what data it reads."""
+    from jaxalign.methods import METHODS
+
+    if name not in METHODS:
+        return ""
+    method = METHODS[name]
+    reads, file = {
+        "SINGLE": ("single answers", f"sft.py:method={name}"),
+        "PAIRED": ("pairs", f"paired.py:{name}"),
+        "UNPAIRED": ("labelled answers", f"unpaired.py:{name}"),
+        "RANKED": ("rankings", f"ranked.py:{name}"),
+    }[method.layout.name]
+    if "step_logits" in method.inputs:
+        reads, file = "labelled steps", "steps.py"
+    return f" {name} reads {reads}: configs/{file}."
 
 
 def _split(spec: str) -> tuple[str, str | None]:

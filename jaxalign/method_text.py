@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from jaxalign.docstrings import Block, Docstring, read_docstring
 from jaxalign.errors import ConfigError, did_you_mean
 from jaxalign.method import INPUTS, Layout, Logps, Method, Option
-from jaxalign.methods import METHODS
+from jaxalign.methods import METHODS, get_method
+from jaxalign.transforms import TRANSFORMS
 
 WIDTH = 120
 """Columns of the printed table."""
@@ -150,6 +151,28 @@ def table(methods: Mapping[str, Method] = METHODS, *, width: int = WIDTH) -> str
             pairs = [f"{name}={option_text(option)}" for name, option in method.options.items()]
             lines += line(rows[method.name], _wrapped(pairs, room))
     return "\n".join(lines)
+
+
+def transform_table(width: int = WIDTH) -> str:
+    """The transforms, a line each, as they stand in an expression."""
+    entries = {f"{name}(METHOD)": _example(name)[1] for name in TRANSFORMS}
+    return "\n".join(["TRANSFORMS, which make a method of a method", *_entries(entries, width)])
+
+
+def describe_transform(name: str, *, width: int = WIDTH) -> str:
+    """A transform in full, by its name in an expression, with what it makes of one method."""
+    made, summary = _example(name)
+    transform = TRANSFORMS[name]
+    text = read_docstring(getattr(transform, "func", transform))  # several are one function's
+    lines = [f"{name}(METHOD): {summary}", "", *_paragraphs(text.body, width), "for example", "", describe(made)]
+    return "\n".join(lines).replace("``", "`")
+
+
+def _example(name: str) -> tuple[Method, str]:
+    """What a transform makes of a method, and what it says of any."""
+    of = "ipo" if name == "summed" else "dpo"
+    made = get_method(f"{name}({of})")
+    return made, made.summary.replace(of, "METHOD", 1)
 
 
 def _cells(method: Method) -> tuple[str, ...]:

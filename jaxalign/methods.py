@@ -17,6 +17,7 @@ from jaxalign.combinations import is_expression, parse
 from jaxalign.errors import ConfigError, did_you_mean
 from jaxalign.method import INPUTS, Input, Layout, Logps, Method, Option, annotations
 from jaxalign.recipes import recipes
+from jaxalign.transforms import TRANSFORMS
 from jaxalign.types import Pair
 
 __all__ = ["INPUTS", "METHODS", "Input", "Layout", "Logps", "Method", "Option", "get_method"]
@@ -155,10 +156,12 @@ def get_method(name: str) -> Method:
         return _combination(name)
     if ":" in name:
         return _foreign_method(name)
+    if name in TRANSFORMS and name not in METHODS:
+        raise ConfigError(f"method.name: {name} is a transform, expected {name}(METHOD).")
     if name not in METHODS:
         raise ConfigError(
-            f"method.name: got {name!r}, expected one of {', '.join(METHODS)}, or 'package.module:NAME'."
-            f"{did_you_mean(name.lower(), METHODS)}"
+            f"method.name: got {name!r}, which is no method.{did_you_mean(name.lower(), METHODS)} `jaxalign methods`"
+            " lists them; 'package.module:NAME' is one of your own."
         )
     return METHODS[name]
 

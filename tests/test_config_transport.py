@@ -236,3 +236,11 @@ def test_shipped_configurations_name_their_choices(repository: Path):
     problems = problems_of(str(repository / "configs" / "paired.py:sft,model=tny"))
     assert any("method: got 'sft', expected one of dpo" in problem for problem in problems)
     assert any("Did you mean 'tiny'?" in problem for problem in problems)
+    for spec, hint in {
+        "unpaired.py:dpo": "dpo reads pairs: configs/paired.py:dpo.",
+        "paired.py:dft": "dft reads single answers: configs/sft.py:method=dft.",
+        "paired.py:nca": "nca reads rankings: configs/ranked.py:nca.",
+        "ranked.py:bco": "bco reads labelled answers: configs/unpaired.py:bco.",
+        "sft.py:method=process_reward_model": "process_reward_model reads labelled steps: configs/steps.py.",
+    }.items():
+        assert problems_of(f"{repository}/configs/{spec}")[0].endswith(hint)

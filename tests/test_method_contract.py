@@ -207,8 +207,8 @@ def test_get_method_from_a_module(module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dpoo", r"got 'dpoo', expected one of sft, dpo, .*Did you mean 'dpo'\?"),
-        ("DPO", r"got 'DPO', expected one of .*Did you mean 'dpo'\?"),
+        ("dpoo", r"got 'dpoo', which is no method. Did you mean 'dpo'\? `jaxalign methods` lists them"),
+        ("DPO", r"got 'DPO', which is no method. Did you mean 'dpo'\?"),
         ("my_methods:ROWS", r"my_methods has no 'ROWS'. Did you mean 'ROW'\?"),
         ("my_methods:NUMBER", "is a int, expected a Method or a function"),
         ("my_methods:unclear", r"layout .* cannot be told.*Method\('unclear', unclear, Layout.SINGLE\)"),

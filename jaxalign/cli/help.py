@@ -93,7 +93,8 @@ examples:
 """,
     "methods": """\
 List the alignment methods by kind, or describe one: its data, formula, inputs, options with defaults and ranges,
-what is known of it, and sources. A name may also be that of a method of your own, package.module:NAME.
+what is known of it, and sources. A name may also be that of a method of your own, package.module:NAME, of a transform
+such as smoothed, or an expression such as "smoothed(ipo)".
 
 examples:
   jaxalign methods
@@ -148,7 +149,7 @@ def config_reference() -> str:
         lines += ["", f"  {section}: {inspect.getdoc(kind)}"]
         for field in schema().values():
             if field.path.startswith(f"{section}."):
-                accepts = "|".join(field.choices) or {list: "a,b", dict: "name to name"}.get(
+                accepts = "|".join(field.choices) or {list: "files, separated by commas", dict: "name to name"}.get(
                     field.kind, field.kind.__name__
                 )
                 bounds = f" {field.bounds}" if str(field.bounds) else ""
@@ -162,4 +163,6 @@ def config_reference() -> str:
 def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str) and not value.isprintable():
+        return repr(value)
     return f"{value:g}" if isinstance(value, float) else "empty" if value in ((), {}) else str(value)

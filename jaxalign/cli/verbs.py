@@ -181,15 +181,21 @@ def convert(args: Namespace) -> int:
 def methods(args: Namespace) -> int:
     """Prints the table of methods, or one of them."""
     stop_at(args.problems)
-    from jaxalign.method_text import describe, table, with_data
+    from jaxalign.method_text import describe, describe_transform, table, transform_table, with_data
     from jaxalign.methods import METHODS, get_method
+    from jaxalign.transforms import TRANSFORMS
 
     if args.name and args.data:
         raise ConfigError("--data: got a layout beside a NAME, expected only one of the two.")
     if args.name:
-        print(describe(get_method(args.name)))
+        bare = args.name in TRANSFORMS and args.name not in METHODS
+        print(describe_transform(args.name) if bare else describe(get_method(args.name)))
+    elif not args.data:
+        print(f"{table()}\n\n{transform_table()}")
+    elif found := with_data(args.data):
+        print(table(found))
     else:
-        print(table(with_data(args.data) if args.data else METHODS))
+        print(f"No method here learns from {args.data} data.")
     return 0
 
 

@@ -20,6 +20,7 @@ from jaxalign.cli.verbs import VERBS
 from jaxalign.config import resolve, schema, to_dict
 from jaxalign.config_transport import load
 from jaxalign.errors import DataError, NumericsError
+from jaxalign.transforms import TRANSFORMS
 
 NEEDED = ["--config.model.path=nowhere", "--config.data.train=nothing.jsonl"]
 
@@ -194,6 +195,34 @@ def test_methods_prints_the_table_and_one_method(capsys):
     assert "simpo" in table
     assert main(["methods", "dpo"]) == 0
     assert "label_smoothing" in capsys.readouterr().out
+
+
+def test_methods_tells_of_transforms(capsys):
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("TRANSFORMS, which make a method of a method")
+    assert [line.split("(")[0].strip() for line in lines[start + 1 :]] == list(TRANSFORMS)
+    assert max(map(len, lines)) <= 120
+    for name in TRANSFORMS:
+        assert main(["methods", name]) == 0
+        assert capsys.readouterr().out.startswith(f"{name}(METHOD): ")
+    assert main(["methods", "smoothed"]) == 0
+    assert "smoothing = 0.1" in capsys.readouterr().out
+    assert "soft is a transform, expected soft(METHOD)" in problems_of(
+        capsys, "analyse-field", "--method=soft", "--out=x"
+    )
+
+
+def test_data_that_no_method_learns_from(capsys):
+    assert main(["methods", "--data=sampled"]) == 0
+    assert capsys.readouterr().out == "No method here learns from sampled data.\n"
+
+
+def test_defaults_are_readable(capsys):
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert r"data.step_separator = '\n'    (str)" in text
+    assert "data.train = empty    (files, separated by commas)" in text
 
 
 def test_output_may_be_cut_off():
