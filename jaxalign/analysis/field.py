@@ -32,7 +32,7 @@ class Field:
 
     Attributes:
       method: its name.
-      options: all of its options.
+      options: all of its options, and the preference where one was given.
       per_token: the log-ratios are means over tokens, not sums.
       origin: log-probabilities of the chosen and the rejected completion at ``log x = 0``; None where the loss does not
         depend on them.
@@ -90,6 +90,7 @@ def gradient_field(
     points: int = 57,
     origin: Sequence[float] | None = None,
     lengths: Sequence[float] = (1.0, 1.0),
+    preference: float | None = None,
 ) -> Field:
     """Computes the field by `jax.grad` at each point of a square grid around 0.
 
@@ -101,11 +102,12 @@ def gradient_field(
       origin: log-probabilities of the chosen and the rejected completion at ``log x = 0``, nats as the method takes
         them. Needed where the loss depends on the log-probabilities themselves.
       lengths: tokens of the two completions.
+      preference: the probability that the chosen completion is preferred, for a method that reads it.
 
     Raises:
       ConfigError: an option is wrong, or the loss cannot be written as a function of the two log-ratios.
     """
-    problems = [*method.check_options(options), *_unfit(method)]
+    problems = [*method.check_options(options), *_unfit(method, preference is not None)]
     if problems:
         raise ConfigError(problems)
     settings = method.resolve_options(options)
@@ -120,6 +122,7 @@ def gradient_field(
             "lengths": Pair(*(length[None] for length in tokens)),
             "mean_lengths": tokens,
             "example_mask": jnp.ones(1, bool),
+            "preference": jnp.full(1, 1.0 if preference is None else preference),
         }
         return method.loss(inputs, settings).losses[0]
 
@@ -137,7 +140,7 @@ def gradient_field(
     shape = (points, points)
     return Field(
         method=method.name,
-        options=settings,
+        options=settings if preference is None else {**settings, "preference": preference},
         per_token=method.logps is Logps.MEAN,
         origin=None if origin is None else (float(origin[0]), float(origin[1])),
         chosen=axis,
@@ -148,10 +151,12 @@ def gradient_field(
     )
 
 
-def _unfit(method: Method) -> list[str]:
+def _unfit(method: Method, preferred: bool) -> list[str]:
     """Why the method is no function of the plane, one line each; empty when it may be one."""
-    known = ("policy", "reference", *NEUTRAL)
+    known = ("policy", "reference", *NEUTRAL, *(("preference",) if preferred else ()))
     problems = []
+    if preferred and "preference" not in method.inputs:
+        problems.append(f"--preference: {method.name} reads none.")
     if method.layout is not Layout.PAIRED:
         problems.append(
             f"method.name: {method.name} learns from {method.layout.name.lower()} data ({method.layout.value}), but a "
@@ -164,7 +169,7 @@ def _unfit(method: Method) -> list[str]:
     elif others := [name for name in method.inputs if name not in known]:
         problems.append(
             f"method.name: {method.name} also reads {', '.join(others)}, so its loss is no function of the two "
-            "log-ratios alone."
+            "log-ratios alone." + (" Fix it: --preference=0.8, say." if others == ["preference"] else "")
         )
     elif method.batch_coupled:
         problems.append(

@@ -71,7 +71,9 @@ Point at a place to read its numbers.</figcaption></figure>
 <figcaption>|∂L/∂x<sub>1</sub>| / |∂L/∂x<sub>2</sub>|: the slope in the probabilities themselves, not in their
 logarithms. For DPO it is x<sub>2</sub> / x<sub>1</sub>. Blank: no push at all.</figcaption></figure>
 </div>
-<h2>Along the way from the reference</h2>
+<h2>Numbers on the falling diagonal</h2>
+<p>log x<sub>2</sub> = &minus;log x<sub>1</sub>: what the chosen completion gains, the rejected one loses. At 0 both are
+as likely as under the reference.</p>
 {_table(field)}
 <p class="soft">Derivatives by automatic differentiation of the method's own function. The view of a loss as a field
 over the two ratios is that of arXiv 2404.04626.</p>"""

@@ -132,6 +132,12 @@ def _analysis_flags(field: argparse.ArgumentParser, credit: argparse.ArgumentPar
     add("--points", type=int, default=57, metavar="N", help="points of the grid along an axis (default: %(default)s)")
     add("--origin", metavar="CHOSEN,REJECTED", help="log-probabilities at log x = 0, if the loss depends on them")
     add("--lengths", default="1,1", metavar="CHOSEN,REJECTED", help="tokens of the completions (default: %(default)s)")
+    add(
+        "--preference",
+        type=float,
+        metavar="P",
+        help="probability that the chosen one is preferred, if the loss reads it",
+    )
     add = credit.add_argument
     add("--model", metavar="PATH", help="look into this model instead: folder or hub id")
     add("--count", type=int, default=8, metavar="N", help="how many examples (default: %(default)s)")

@@ -213,7 +213,7 @@ def analyse_field(args: Namespace) -> int:
         if name in method.options:
             options[name] = literal(text)
         else:
-            names = ("method", "out", "extent", "points", "origin", "lengths", *method.options)
+            names = ("method", "out", "extent", "points", "origin", "lengths", "preference", *method.options)
             flags = [f"--{known}" for known in names]
             hint = did_you_mean(f"--{name}", flags)
             problems.append(f"unknown flag --{name}, expected one of {', '.join(flags)}.{hint}")
@@ -224,11 +224,19 @@ def analyse_field(args: Namespace) -> int:
         problems.append(f"--extent: got {args.extent}, expected a number above 0.")
     if not 5 <= args.points <= 1001:
         problems.append(f"--points: got {args.points}, expected 5 to 1001.")
+    if args.preference is not None and not 0 <= args.preference <= 1:
+        problems.append(f"--preference: got {args.preference}, expected a probability.")
     target = Path(args.out)
     problems += page.target_problems(target)
     stop_at(problems)
     field = gradient_field(
-        method, options, extent=args.extent, points=args.points, origin=origin, lengths=lengths or (1.0, 1.0)
+        method,
+        options,
+        extent=args.extent,
+        points=args.points,
+        origin=origin,
+        lengths=lengths or (1.0, 1.0),
+        preference=args.preference,
     )
     formula = read_docstring(method.objective).formula
     page.write(target, field_page.render(field, formula) if target.suffix == ".html" else "", field.as_dict())

@@ -95,6 +95,15 @@ def test_every_method_has_a_field_or_says_why_not(method: Method):
     assert set(field.options) == set(method.options)
 
 
+def test_a_fixed_preference():
+    """At preference p the loss is p L(h) + (1 - p) L(-h), least where sigmoid(h) = p."""
+    field = gradient_field(METHODS["soft_dpo"], {"beta": 1.0}, extent=2.0, points=9, preference=0.8)
+    rho1, rho2 = plane(field)
+    h = rho1 - rho2
+    close(field.loss, 0.8 * np.logaddexp(0, -h) + 0.2 * np.logaddexp(0, h))
+    assert field.options["preference"] == 0.8
+
+
 def test_reasons():
     """Layout, tokens, other inputs, and a coupled batch."""
 

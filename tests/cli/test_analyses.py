@@ -44,6 +44,9 @@ def test_a_field_is_written(tmp_path: Path, capsys):
         (["--method=cpo", "--out=a.html"], ["Say where the field shall be drawn: --origin=CHOSEN,REJECTED"]),
         (["--method=cpo", "--origin=-40,many", "--out=a.html"], ["--origin: got '-40,many'"]),
         (["--method=kto", "--out=a.html"], ["kto learns from unpaired data", "a gradient field needs pairs"]),
+        (["--method=soft_dpo", "--out=a.html"], ["also reads preference", "--preference=0.8"]),
+        (["--method=soft_dpo", "--out=a.html", "--preference=2"], ["--preference: got 2.0"]),
+        (["--method=dpo", "--out=a.html", "--preference=0.8"], ["--preference: dpo reads none"]),
         (["--method=dpo", "--out=a.html", "word"], ["unexpected argument 'word'"]),
         (["--method=dpo", "--out=a.html", "--config.method.beta=1"], ["analyse-field takes no configuration"]),
     ],
@@ -73,7 +76,7 @@ def test_credit_is_written(tmp_path: Path, capsys, monkeypatch):
 
     def token_credit(config, workdir, model, *, count):
         asked.update(method=config.method.name, workdir=workdir, model=model, count=count)
-        return CreditMap("m", None, "dpo", 0.1, ())
+        return CreditMap("m", "start", "dpo", 0.1, ())
 
     monkeypatch.setattr(build, "token_credit", token_credit)
     config = ["--config=configs/paired.py:dpo", "--config.model.path=m", "--config.data.train=d.jsonl"]
