@@ -2,7 +2,8 @@
 
 A policy trained against a reference is the optimal policy of a reward on tokens, and by its optimality
 ``beta * log(pi(y_t | x, y_<t) / pi_ref(y_t | x, y_<t))`` is the advantage of writing the token ``y_t`` there (Rafailov
-et al. 2024, "From r to Q*", arXiv 2404.12358). Summed over a completion it is DPO's implicit reward.
+et al. 2024, "From r to Q*", arXiv 2404.12358). Summed over a completion it is DPO's implicit reward. The reward of
+another method may be something else: a mean over tokens, a function of the log-ratio, a log-probability alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Completion:
       name: ``chosen``, ``rejected``, ...
       tokens: their texts.
       policy: log-probability of each token under the policy, nats, ``[C]``.
-      reference: the same under the reference; zeros where there is none.
+      reference: the same under the reference.
       credit: ``beta * (policy - reference)``, ``[C]``.
     """
 
@@ -43,7 +44,7 @@ class Completion:
 
     @property
     def total(self) -> float:
-        """The implicit reward of the completion: the sum of its credit."""
+        """DPO's implicit reward of the completion: the sum of its credit."""
         return float(self.credit.sum())
 
 
@@ -57,7 +58,7 @@ class Credited:
 
     @property
     def margin(self) -> float | None:
-        """Reward of the chosen minus that of the rejected completion; None where there is no pair."""
+        """DPO's reward of the chosen minus that of the rejected completion; None where there is no pair."""
         totals = {completion.name: completion.total for completion in self.completions}
         return totals["chosen"] - totals["rejected"] if "rejected" in totals else None
 
@@ -68,17 +69,25 @@ class CreditMap:
 
     Attributes:
       model: the policy.
-      reference: its reference; None where it has none, and the credit is ``beta`` times the log-probability.
+      reference: the model that it is measured against.
       method: the method it was trained with.
-      beta: the scale of its rewards, per nat.
+      beta: the scale of the credit, per nat.
       examples: the examples.
+      beta_option: the method's option that ``beta`` is the value of; None where it has none.
+      trained_against: training used this reference. If not (simpo, say), it only serves the comparison.
+      reference_is_start: the reference is the policy before training.
+      is_method_reward: the sum of a completion's credit is also the reward of the method itself.
     """
 
     model: str
-    reference: str | None
+    reference: str
     method: str
     beta: float
     examples: tuple[Credited, ...]
+    beta_option: str | None = "beta"
+    trained_against: bool = True
+    reference_is_start: bool = True
+    is_method_reward: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON. Log-probabilities in nats."""
@@ -91,15 +100,18 @@ class CreditMap:
             "reference": self.reference,
             "method": self.method,
             "beta": self.beta,
+            "beta_option": self.beta_option,
+            "trained_against_reference": self.trained_against,
+            "dpo_reward_is_method_reward": self.is_method_reward,
             "examples": [
                 {
                     "source": example.source,
                     "prompt": example.prompt,
-                    "margin": example.margin,
+                    "dpo_margin": example.margin,
                     "completions": [
                         {
                             "name": completion.name,
-                            "reward": completion.total,
+                            "dpo_reward": completion.total,
                             "tokens": list(completion.tokens),
                             "policy_logps": numbers(completion.policy),
                             "reference_logps": numbers(completion.reference),

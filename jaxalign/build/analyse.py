@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -12,10 +13,12 @@ import jax
 import numpy as np
 
 from jaxalign.analysis.credit import Credited, CreditMap, by_example, credited, make_credit_step
+from jaxalign.analysis.own_reward import is_dpo_reward
 from jaxalign.build.data import architecture, check_data, lay_out, ordered
 from jaxalign.build.model import load_folder, make_policy, mesh_plan, settled, start_variables
 from jaxalign.build.reference import make_reference, plan_reference
 from jaxalign.config import RunConfig
+from jaxalign.data.records import Example
 from jaxalign.data.tokenizer import token_texts
 from jaxalign.errors import ConfigError
 from jaxalign.methods import Layout, get_method
@@ -26,6 +29,8 @@ def token_credit(
     config: RunConfig, workdir: str | Path | None = None, model: str | None = None, *, count: int = 8
 ) -> CreditMap:
     """The credit of each token of the first held-out examples (of the training examples, where none are held out).
+
+    A run without a reference is measured against the policy before training.
 
     Args:
       config: the run. Its ``model.path`` is the reference's start, as in training.
@@ -57,10 +62,15 @@ def token_credit(
         raise ConfigError(problems)
 
     data, plan = check_data(config), mesh_plan(config)
+    trained_against = method.needs_reference and config.reference.source != "none"
+    if config.reference.source == "none":  # the log-probability alone would say what is common, not what was learned
+        against = dataclasses.replace(config.reference, source="policy", mode="live")
+        config = dataclasses.replace(config, reference=against)
     name = "eval" if data.held_out is not None else "train"
     examples = data.sets[name][0]
     views = plan_reference(config, data, sets=(name,))
-    beta = _beta(method.resolve_options(config.method.options))
+    options = method.resolve_options(config.method.options)
+    option, beta = _beta(options)
     found: dict[int, Credited] = {}
     with jax.set_mesh(plan.mesh):
         policy = make_policy(config, architecture(config), plan, method)
@@ -84,7 +94,7 @@ def token_credit(
                 found[identity] = credited(
                     logps,
                     beta=beta,
-                    names=_names(method.layout, len(example.completions)),
+                    names=_names(method.layout, example),
                     tokens=[list(token_texts(ids.tolist(), data.tokenizer)) for ids in example.completions],
                     prompt=data.tokenizer.decode(example.prompt.tolist()),
                     source=example.source,
@@ -93,19 +103,27 @@ def token_credit(
     source = str(config.model.path or "the start of the run") if own else str(config.reference.source)
     return CreditMap(
         model=folder,
-        reference=None if reference.reference.absent else source,
+        reference=source,
         method=method.name,
         beta=beta,
         examples=tuple(found[identity] for identity in sorted(found)[:count]),
+        beta_option=option,
+        trained_against=trained_against,
+        reference_is_start=own,
+        is_method_reward=trained_against and is_dpo_reward(method, options, beta),
     )
 
 
-def _beta(options: Mapping[str, Any]) -> float:
-    """The scale of the rewards: the method's beta, that of a combination's first term, or 1 where there is none."""
-    return next((float(value) for name, value in options.items() if re.search(r"(^|_)beta$", name)), 1.0)
+def _beta(options: Mapping[str, Any]) -> tuple[str | None, float]:
+    """The scale of the rewards and its option: the method's beta, a combination's first, or 1 where there is none."""
+    betas = ((name, float(value)) for name, value in options.items() if re.search(r"(^|_)beta$", name))
+    return next(betas, (None, 1.0))
 
 
-def _names(layout: Layout, completions: int) -> list[str]:
+def _names(layout: Layout, example: Example) -> list[str]:
+    completions = len(example.completions)
     if layout is Layout.PAIRED:
         return ["chosen", "rejected"]
+    if layout is Layout.UNPAIRED:
+        return ["good" if example.columns["desirable"] else "bad"]
     return ["completion"] if completions == 1 else [f"completion {number + 1}" for number in range(completions)]

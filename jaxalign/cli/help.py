@@ -114,6 +114,8 @@ examples:
 """,
     "analyse-credit": """\
 Show which tokens earn the reward of an aligned model: beta times the log-ratio to its reference, token by token.
+That is DPO's reward; the page says where the method's own is another one. Without a reference (simpo, orpo) the model
+is measured against itself before training.
 The first held-out examples of the run are scored by its exported model and by its reference. The page colours each
 token of the completions by its credit; a file for JSON has texts, log-probabilities and credit.
 

@@ -36,12 +36,14 @@ def load_tokenizer(folder: str | Path) -> Any:
 def token_texts(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
     """What each token adds to the text before it: alone, many a token would lose the space that it starts with.
 
-    A token that is a part of a character is shown by its name in the vocabulary.
+    Of a character that several tokens share, the last one shows it and those before have their name in the vocabulary.
     """
     for i, token in enumerate(ids):
         before = list(ids[max(0, i - 4) : i])
         text, whole = tokenizer.decode(before), tokenizer.decode([*before, token])
-        if whole.startswith(text) and "\ufffd" not in whole:
+        # What is no whole character yet, or was cut off on the left, is decoded as U+FFFD.
+        text, whole = text.lstrip("\ufffd").rstrip("\ufffd"), whole.lstrip("\ufffd")
+        if whole and whole.startswith(text) and "\ufffd" not in whole:
             yield whole.removeprefix(text)
         else:
             yield str(tokenizer.convert_ids_to_tokens(token))

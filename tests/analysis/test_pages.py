@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -77,17 +78,16 @@ def test_arrows_point_down_the_loss():
         assert float(y1) > float(y0)  # in SVG, down
 
 
-def credit_map(reference: str | None = "start") -> CreditMap:
+def credit_map(**changes) -> CreditMap:
     def completion(name: str, tokens: tuple[str, ...], policy: list[float]) -> Completion:
         values = np.array(policy)
-        fixed = np.full(len(tokens), -1.0) if reference else np.zeros(len(tokens))
+        fixed = np.full(len(tokens), -1.0)
         return Completion(name, tokens, values, fixed, 0.1 * (values - fixed))
 
     chosen = completion("chosen", ("Yes", " <b>", "\n"), [-0.5, -1.0, -1.25])
     rejected = completion("rejected", ("No",), [-3.0])
-    return CreditMap(
-        "runs/dpo/export", reference, "dpo", 0.1, (Credited("a.jsonl row 1", "Is it & so?", (chosen, rejected)),)
-    )
+    examples = (Credited("a.jsonl row 1", "Is it & so?", (chosen, rejected)),)
+    return replace(CreditMap("runs/dpo/export", "start", "dpo", 0.1, examples), **changes)
 
 
 def test_credit_page():
@@ -98,8 +98,11 @@ def test_credit_page():
     assert "&lt;b&gt;</span>" in page
     assert "⏎\n</span>" in page
     assert "reward +0.025, 3 tokens, log-ratio +0.25 nats" in page
-    assert "margin +0.225: ranked as the data says" in page
-    assert "Of 1 pairs, 1 are ranked as the data says." in page
+    assert "margin of reward +0.225: ranked as the data says" in page
+    assert "the implicit reward, of DPO and of dpo. Pairs that it ranks as the data says: 1 of 1." in page
+    assert "measured against the model before training (<code>start</code>)." in page
+    assert "less likely, more likely than before training;" in page
+    assert "option" not in page
     assert 'title="credit +0.0500\nlog-probability -0.500 nats, reference -1.000\ntoken 1 of 3"' in page
     strengths = re.findall(r'<span class="(.)" style="--a:([\d.]+)"', page)
     assert [style for style, _ in strengths] == ["u", "d", "d", "d"]
@@ -107,20 +110,46 @@ def test_credit_page():
     assert float(strengths[3][1]) == credit_page.STRONGEST
 
 
-def test_credit_page_without_reference():
-    page = credit_page.render(credit_map(None))
+def test_credit_page_of_another_reward():
+    """It names the reward DPO's, and does not rank by it."""
+    found = credit_map(method="simpo", trained_against=False, is_method_reward=False, beta_option="ld_simpo_beta")
+    page = credit_page.render(found)
     whole(page)
-    assert "there is no reference" in page
-    assert "log-ratio" not in page
+    assert "(<code>start</code>), which the method itself does not use." in page
+    assert "the implicit reward of DPO with this beta, which need not be that of simpo itself." in page
+    assert "beta = 0.1 (option ld_simpo_beta)" in page
+    assert "margin of DPO's reward +0.225</p>" in page
+    assert "DPO's reward +0.025, 3 tokens" in page
+    assert "as the data says" not in page
+
+
+def test_credit_page_of_another_reference():
+    page = credit_page.render(credit_map(reference="other", reference_is_start=False, beta_option=None))
+    assert "measured against <code>other</code>." in page
+    assert "less likely, more likely than under the reference;" in page
+    assert "since the method has none" in page
+    assert "before training" not in page
+
+
+@pytest.mark.parametrize(
+    ("method", "text"), [("bco", "shift delta"), ("bco_pair", "shift delta"), ("kto", "KL divergence"), ("dpo", None)]
+)
+def test_credit_page_tells_what_is_left_out(method: str, text: str | None):
+    page = credit_page.render(credit_map(method=method))
+    assert ("is left out" in page) == (text is not None)
+    assert text is None or text in page
 
 
 def test_credit_numbers():
     numbers = credit_map().as_dict()
     assert json.loads(json.dumps(numbers)) == numbers
     (example,) = numbers["examples"]
-    assert example["margin"] == pytest.approx(0.225)
+    assert numbers["beta_option"] == "beta"
+    assert numbers["trained_against_reference"]
+    assert numbers["dpo_reward_is_method_reward"]
+    assert example["dpo_margin"] == pytest.approx(0.225)
     chosen, rejected = example["completions"]
-    assert chosen["reward"] == pytest.approx(sum(chosen["credit"]))
+    assert chosen["dpo_reward"] == pytest.approx(sum(chosen["credit"]))
     assert rejected["credit"] == pytest.approx([-0.2])
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxalign import build
+from jaxalign.data.tokenizer import token_texts
 from jaxalign.errors import ConfigError
-from tests.build.conftest import Judge, written_pairs
+from tests.build.conftest import Judge, make_tokenizer, written_pairs
 
 BETA = 0.3
 
@@ -73,7 +74,10 @@ def test_mismatched_partners_are_left_out(world, configure):
     """KTO puts another example's answer behind each prompt; it gets no credit here, and pairs are single answers."""
     found = build.token_credit(configure(method__name="kto", reference__mode="cached"), model=str(world.twin), count=2)
     for example in found.examples:
-        assert [completion.name for completion in example.completions] == ["completion"]
+        (name,) = [completion.name for completion in example.completions]
+        text = "".join(example.completions[0].tokens).removesuffix("</s>")
+        pair = next(pair for pair in written_pairs() if pair["prompt"] == example.prompt.removeprefix("<s>"))
+        assert pair[{"good": "chosen", "bad": "rejected"}[name]] == text
         assert example.margin is None
         assert example.completions[0].credit.any()
 
@@ -83,7 +87,7 @@ def test_a_combination_takes_the_beta_of_its_first_term(world, configure):
     config = configure(method__name="dpo + 0.1*spo", method__dpo_beta=0.7)
     found = build.token_credit(config, model=str(world.twin), count=2)
     plain = build.token_credit(configure(method__beta=0.7), model=str(world.twin), count=2)
-    assert found.beta == 0.7
+    assert (found.beta, found.beta_option) == (0.7, "dpo_beta")
     for example, same in zip(found.examples, plain.examples, strict=True):
         assert [completion.name for completion in example.completions] == ["chosen", "rejected"]
         for completion, other in zip(example.completions, same.completions, strict=True):
@@ -92,11 +96,19 @@ def test_a_combination_takes_the_beta_of_its_first_term(world, configure):
             assert np.abs(completion.credit - other.credit).max() < 1e-4
 
 
-def test_no_reference(world, configure):
-    found = build.token_credit(configure(method__name="simpo"), model=str(world.model), count=1)
-    assert found.reference is None
-    completion = found.examples[0].completions[0]
-    assert np.allclose(completion.credit, found.beta * completion.policy)
+def test_a_method_without_reference_is_measured_against_the_start(world, configure):
+    same = build.token_credit(configure(method__beta=2.0), model=str(world.twin), count=1)
+    for changes in ({"method__name": "simpo"}, {"method__beta": 2.0, "reference__source": "none"}):
+        found = build.token_credit(configure(**changes), model=str(world.twin), count=1)
+        assert (found.reference, found.reference_is_start) == (str(world.model), True)
+        assert not found.trained_against
+        assert not found.is_method_reward
+        assert found.beta == 2.0
+        for one, other in zip(found.examples[0].completions, same.examples[0].completions, strict=True):
+            assert np.abs(one.credit - other.credit).max() < 1e-4
+    start = build.token_credit(configure(method__name="ld(simpo) + 0.1*nll"), model=str(world.model), count=1)
+    assert start.beta_option == "ld_simpo_beta"
+    assert not start.examples[0].completions[0].credit.any()
 
 
 @pytest.mark.parametrize(
@@ -112,6 +124,17 @@ def test_what_has_no_credit(world, configure, changes, model, text):
         changes = {**changes, "reference__source": world.foreign}
     with pytest.raises(ConfigError, match=text):
         build.token_credit(configure(**changes), model=model and str(world.model))
+
+
+@pytest.mark.parametrize("text", ["café ünö", "日本語 x", "a😀b"])
+def test_the_last_byte_of_a_character_shows_it(text):
+    tokenizer = make_tokenizer(320)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    shown = list(token_texts(ids, tokenizer))
+    assert len(shown) == len(ids)
+    partial = ["\ufffd" in tokenizer.decode(ids[: i + 1]) for i in range(len(ids))]
+    assert any(partial)
+    assert "".join(piece for piece, part in zip(shown, partial, strict=True) if not part) == text
 
 
 def test_a_run_without_export(tmp_path, configure):
