@@ -89,9 +89,12 @@ def train(config: RunConfig, workdir: str | Path) -> TrainResult:
     method = get_method(config.method.name)
     check_best_metric(config, method)
     data = check_data(config)
+    warnings: dict[str, list[str]] = {}
     for name, (_, report) in data.sets.items():
         for warning in report.warnings:
-            _log.warning("%s data: %s", name, warning)
+            warnings.setdefault(warning, []).append(f"{name} data")
+    for warning, of in warnings.items():
+        _log.warning("%s: %s", of[0] if len(of) == 1 else "data", warning)  # one file may be the source of both
     if resuming:
         check_same_data(workdir, data)
     views = plan_reference(config, data)

@@ -136,7 +136,8 @@ def _line(reason: str, detail: str, found: list[Where], rows: int, tolerance: fl
     if kind.tolerated:
         parts.append(f"Strict mode leaves out up to {tolerance:.0%} of the rows ({rows}) for this.")
     parts += [kind.advice] if kind.advice else []
-    parts.append("Use data.on_bad=drop to skip them.")
+    if len(found) < rows:  # or nothing would be left
+        parts.append("Use data.on_bad=drop to skip them.")
     return " ".join(parts)
 
 

@@ -49,6 +49,7 @@ class Progress:
       boundary: ``differ`` and ``completions``, see `count_boundary_differences`.
       too_long: rows dropped by ``truncation="drop"``.
       duplicates: rows equal to an earlier one.
+      silent: sound rows without an example, by the note that says why.
     """
 
     problems: Problems
@@ -59,6 +60,7 @@ class Progress:
     boundary: Counter[str] = field(default_factory=Counter)
     too_long: list[Where] = field(default_factory=list)
     duplicates: list[Where] = field(default_factory=list)
+    silent: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,9 @@ from jaxalign.errors import ConfigError, DataError
 
 __all__ = ["DataReport", "Example", "ExampleSet", "load_examples"]
 
+SILENT_SHARE = 0.05
+"""Share of sound rows without an example (ties, say) from which the report warns of them."""
+
 
 def load_examples(
     source: Source,
@@ -134,16 +137,19 @@ def load_examples(
                 last_step_only=last_step_only,
             )
             progress.shapes[records[0].shape] += 1
-            parts = _numbered([part for record in records for part in _split(record, rules, progress.notes)])
+            nothing: list[str] = []
+            parts = _numbered([part for record in records for part in _split(record, rules, progress.notes, nothing)])
+            progress.silent.update(nothing[:1] if not parts else ())
             if damage is not None:
                 parts = [damage(part) for part in parts]
             texts += [(part, _render(part, template, view, special_tokens, progress)) for part in parts]
             progress.notes.update(note for record in records for note in record.notes)
         except RowProblem as problem:
             progress.problems.add(where, problem)
-        except NoExample as nothing:
-            progress.shapes[nothing.shape] += 1
-            progress.notes[nothing.note] += 1
+        except NoExample as found:
+            progress.shapes[found.shape] += 1
+            progress.notes[found.note] += 1
+            progress.silent[found.note] += 1
     encoder = Encoder(
         view=view,
         tokenization=tokenization,
@@ -179,12 +185,13 @@ def _check_numbers(**options: tuple[int | None, int]) -> None:
         raise ConfigError(problems)
 
 
-def _split(record: Record, rules: LayoutRules, notes: Counter[str]) -> list[Record]:
-    """The record's examples; none where it holds none for this layout, which is noted."""
+def _split(record: Record, rules: LayoutRules, notes: Counter[str], nothing: list[str]) -> list[Record]:
+    """The record's examples; none where it holds none for this layout, which is noted, with why in `nothing`."""
     try:
         return to_layout(record, rules, notes)
-    except NoExample as nothing:
-        notes[nothing.note] += 1
+    except NoExample as found:
+        notes[found.note] += 1
+        nothing.append(found.note)
         return []
 
 
@@ -311,6 +318,11 @@ def _warnings(
 ) -> list[str]:
     """Sentences about what should not go unread."""
     lines = [f"{len(f)} of {rows} rows left out: {reason} (rows {row_list(f)})" for reason, f in by_reason.items()]
+    lines += [
+        f"{n} of {rows} rows make no example ({n / rows:.1%}): {note}"
+        for note, n in progress.silent.items()
+        if n > SILENT_SHARE * rows
+    ]
     if progress.duplicates:
         lines.append(
             f"duplicates kept: {len(progress.duplicates)} (rows {row_list(dict.fromkeys(progress.duplicates))})"

@@ -59,7 +59,7 @@ def _paired(record: Record, rules: LayoutRules, notes: Counter[str]) -> Iterator
     if len(record.completions) < 2 or not (record.ranked or _is_pair(record)):
         if record.ranked:
             raise _one_answer()
-        raise RowProblem("missing column", f"no 'chosen' and 'rejected' in a row of the shape {record.shape}")
+        raise _other_layout("'chosen' and 'rejected'", record)
     _check_different(record)
     if not record.ranked:
         yield record
@@ -105,7 +105,7 @@ def _unpaired(record: Record, rules: LayoutRules, notes: Counter[str]) -> Iterat
         yield replace(_pick(record, (0,)), label=True)
         yield replace(_pick(record, (1,)), label=False)
     elif record.label is None:
-        raise RowProblem("missing column", f"no 'label' in a row of the shape {record.shape}")
+        raise _other_layout("'label'", record)
     else:
         yield record
 
@@ -113,7 +113,7 @@ def _unpaired(record: Record, rules: LayoutRules, notes: Counter[str]) -> Iterat
 def _ranked(record: Record, rules: LayoutRules, notes: Counter[str]) -> Iterator[Record]:
     if not record.ranked:
         if not _is_pair(record):
-            raise RowProblem("missing column", f"no answers with scores in a row of the shape {record.shape}")
+            raise _other_layout("answers with scores", record)
         _check_different(record)
         columns = dict(record.columns)
         if "scores" not in columns:
@@ -136,6 +136,16 @@ _SPLIT = {"paired": _paired, "single": _single, "unpaired": _unpaired, "ranked":
 
 def _is_pair(record: Record) -> bool:
     return len(record.completions) == 2
+
+
+def _other_layout(wanted: str, record: Record) -> RowProblem:
+    """One answer where others are wanted, with the configuration that takes such rows."""
+    name = (
+        "unpaired.py:kto" if record.label is not None else "steps.py" if "step_labels" in record.columns else "sft.py"
+    )
+    return RowProblem(
+        "missing column", f"no {wanted} in a row of the shape {record.shape} (configs/{name} takes such rows)"
+    )
 
 
 def _one_answer() -> RowProblem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
@@ -56,3 +57,31 @@ def test_a_single_example_has_no_partner(configure, tmp_path):
     assert problem.startswith("data.train: got 1 training example, expected at least 2: method kto")
     with pytest.raises(DataError, match=r"^data\.eval: got 1 held-out example, expected at least 2"):
         build.check_data(settled(configure(**alone, data__eval=[str(one)], data__eval_size=0)))
+
+
+class Enough(Exception):
+    """The data are checked."""
+
+
+def test_a_warning_about_both_parts_of_a_file_is_given_once(configure, tmp_path, monkeypatch, caplog):
+    def stop(*_):
+        raise Enough
+
+    monkeypatch.setattr(importlib.import_module("jaxalign.build.train"), "plan_reference", stop)
+    ties = [{"prompt": f"Why {i}?\n", "a": "So.", "b": "No.", "preference": 0.5} for i in range(10)]
+    pairs = [{**row, "preference": 1.0} for row in ties]
+    with pytest.raises(Enough):
+        build.train(configure(data__train=[str(write_lines(tmp_path / "split.jsonl", ties + pairs))]), tmp_path)
+    tie = "10 of 20 rows make no example (50.0%): tie, no preferred answer"
+    assert [m for m in caplog.messages if "no example" in m] == [f"data: {tie}"]
+    assert len(set(caplog.messages)) == len(caplog.messages)
+    caplog.clear()
+    apart = {"data__eval": [str(write_lines(tmp_path / "eval.jsonl", pairs))], "data__eval_size": 0}
+    apart |= {"data__train": [str(write_lines(tmp_path / "train.jsonl", other_prompt(ties + pairs)))]}
+    with pytest.raises(Enough):
+        build.train(configure(**apart), tmp_path)
+    assert [m for m in caplog.messages if "no example" in m] == [f"train data: {tie}"]
+
+
+def other_prompt(rows):
+    return [{**row, "prompt": "How" + row["prompt"]} for row in rows]

@@ -301,14 +301,15 @@ ROWS = {
         without(completion(), "label"),
         UNPAIRED,
         "missing column",
-        "no 'label' in a row of the shape prompt, completion (text)",
+        "no 'label' in a row of the shape prompt, completion (text) (configs/sft.py takes such rows)",
     ),
     "pairs wanted": (
         good,
         completion(),
         {},
         "missing column",
-        "no 'chosen' and 'rejected' in a row of the shape prompt, completion (text), label",
+        "no 'chosen' and 'rejected' in a row of the shape prompt, completion (text), label "
+        "(configs/unpaired.py:kto takes such rows)",
     ),
     "last turn not an answer": (
         lambda i=0: {"messages": [user(f"a{i}"), assistant("b")]},
@@ -367,6 +368,38 @@ def test_bad_rows(name, tiny, files):
     assert report.dropped_rows == {reason: ["train.jsonl row 3"]}
     assert report.warnings[0] == f"1 of 5 rows left out: {reason} (rows 3)"
     assert json.loads(json.dumps(report.as_dict()))["dropped"] == {reason: 1}
+
+
+def test_rows_of_another_layout_name_their_configuration(tiny):
+    talk = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A"}]
+    steps = {"prompt": "Q?", "completions": ["a", "b"], "labels": [1, 0]}
+    for row, name in (
+        ({"messages": talk, "label": True}, "unpaired.py:kto"),
+        ({"messages": talk}, "sft.py"),
+        (steps, "steps.py"),
+    ):
+        for layout in ("paired", "ranked"):
+            with pytest.raises(DataError) as error:
+                load_examples([row] * 3, tiny, layout=layout)
+            (line,) = error.value.problems
+            assert f"(configs/{name} takes such rows)" in line
+            assert "on_bad" not in line  # it would leave nothing
+
+
+def test_many_rows_without_an_example_are_warned_of(tiny):
+    def rows(ties):
+        same = [{"prompt": f"Q{i}? ", "a": "x", "b": "y", "preference": 0.5} for i in range(ties)]
+        return same + [good(i) for i in range(20 - ties)]
+
+    _, report = load_examples(rows(1), tiny)
+    assert not [w for w in report.warnings if "make no example" in w]
+    _, report = load_examples(rows(2), tiny)
+    assert "2 of 20 rows make no example (10.0%): tie, no preferred answer" in report.warnings
+    equal = {"prompt": "Q? ", "completions": ["x", "y"], "scores": [1, 1]}
+    _, report = load_examples([equal, *rows(0)], tiny)
+    assert not [w for w in report.warnings if "make no example" in w]
+    _, report = load_examples([equal, equal, *rows(0)], tiny)
+    assert "2 of 22 rows make no example (9.1%): ranking in which all scores are equal, no pair" in report.warnings
 
 
 def test_all_problems_are_told_together_with_all_their_rows(tiny, files):
