@@ -37,7 +37,13 @@ def differences(before: RunConfig, after: RunConfig) -> list[str]:
     """What keeps a run with the configuration `after` from continuing one with `before`, a line for each path."""
     old, new = _flat(to_dict(before)), _flat(to_dict(after))
     fixed = [path for path in {**old, **new} if not path.startswith(FREE)]
-    return [f"{path}: was {old.get(path)!r}, is {new.get(path)!r}." for path in fixed if old.get(path) != new.get(path)]
+
+    def shown(values: Mapping[str, Any], path: str) -> str:
+        return repr(values[path]) if path in values else "absent"
+
+    return [
+        f"{path}: was {shown(old, path)}, is {shown(new, path)}." for path in fixed if old.get(path) != new.get(path)
+    ]
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

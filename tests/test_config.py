@@ -289,7 +289,7 @@ def test_differences_name_what_changed_and_ignore_what_may():
     after = resolve(from_dict(with_fields(method={"beta": 0.2}, train={"batch_size": 8})))
     assert differences(before, after) == ["method.beta: was 0.1, is 0.2.", "train.batch_size: was 64, is 8."]
     other = resolve(from_dict(with_fields(method={"name": "ipo"})))
-    assert "method.label_smoothing: was 0.0, is None." in differences(before, other)
+    assert "method.label_smoothing: was 0.0, is absent." in differences(before, other)
 
 
 def test_a_saved_configuration_is_read_again(tmp_path):

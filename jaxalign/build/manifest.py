@@ -36,11 +36,8 @@ def check_same_configuration(workdir: Path, config: RunConfig) -> bool:
     changed = differences(resolve(read_json(path)), config)
     if changed:
         raise ConfigError(
-            [
-                f"--workdir: {workdir} holds a run with another configuration. Give another folder, remove this one, or"
-                f" continue its run with --workdir={workdir} alone. What differs:",
-                *changed,
-            ]
+            f"--workdir: {workdir} holds a run with another configuration. Give another folder, remove this one, or"
+            f" continue its run with --workdir={workdir} alone. What differs:" + "".join(f"\n  {c}" for c in changed)
         )
     return True
 
