@@ -206,6 +206,7 @@ def small_model(method):
 ORDERED = {name for name in METHODS if {"keys", "mismatched_policy"} & set(METHODS[name].inputs)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ORDERED])
 def test_batch_size_and_order_change_nothing(name):
     whole = every_run(name, COUNT)

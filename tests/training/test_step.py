@@ -22,6 +22,8 @@ from jaxalign.training.mesh import make_mesh
 from jaxalign.types import causal_rows
 from tests.training.conftest import assert_same, completions_of, examples_for, one_step, policy_for, variables_for
 
+pytestmark = pytest.mark.slow
+
 N = 12  # most tokens of a completion
 
 
@@ -147,7 +149,6 @@ def test_equals_one_forward_pass_for_each_sequence(method_name, packed):
     assert_is_gradient(packed, *loss_by_sequence(method, examples, policy_for(method, small=True), variables))
 
 
-@pytest.mark.slow
 def test_rows_devices_and_microbatches(method_name, packed):
     """Longer rows with fewer examples each and empty ones among them, on 2 x 2 x 2 devices, in four parts."""
     method, examples = METHODS[method_name], examples_for(method_name)
@@ -163,7 +164,6 @@ def test_rows_devices_and_microbatches(method_name, packed):
     assert_same(packed, spread)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", DECODER)
 def test_the_decoder(name):
     """The same with the decoder: against single sequences, in four parts, and on devices."""
