@@ -275,6 +275,11 @@ class Method:
         return any(INPUTS[name].live for name in self.inputs)
 
     @property
+    def mismatched(self) -> bool:
+        """Whether another example's completion stands behind each prompt."""
+        return "mismatched_policy" in self.inputs
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Names of the inputs that come with the data."""
         return tuple(name for name in self.inputs if INPUTS[name].column)

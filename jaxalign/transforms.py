@@ -45,18 +45,7 @@ def mean(method: Method) -> Method:
     Raises:
       TypeError: it does not read sums, or it divides by lengths itself.
     """
-    _expect_log_probabilities(method)
-    if method.logps is not Logps.SUM:
-        raise TypeError(f"{method.name} reads log-probabilities as {method.logps.name.lower()}s, expected sums.")
-    _expect_no_mean_lengths(method)
-    return transformed(
-        method,
-        lambda inputs, options: method.loss(inputs, options),
-        name=f"mean({method.name})",
-        logps=Logps.MEAN,
-        summary=f"{method.name} on means over tokens.",
-        formula=f"lp   = sum of log p_t / |y|, lr alike\nloss = loss of {method.name} with these",
-    )
+    return _given(Logps.MEAN, method, "mean", "means", "sum of log p_t / |y|")
 
 
 def summed(method: Method) -> Method:
@@ -65,18 +54,7 @@ def summed(method: Method) -> Method:
     Raises:
       TypeError: it does not read means, or it divides by lengths itself.
     """
-    _expect_log_probabilities(method)
-    if method.logps is not Logps.MEAN:
-        raise TypeError(f"{method.name} reads log-probabilities as {method.logps.name.lower()}s, expected means.")
-    _expect_no_mean_lengths(method)
-    return transformed(
-        method,
-        lambda inputs, options: method.loss(inputs, options),
-        name=f"summed({method.name})",
-        logps=Logps.SUM,
-        summary=f"{method.name} on sums over tokens.",
-        formula=f"lp   = sum of log p_t, lr alike\nloss = loss of {method.name} with these",
-    )
+    return _given(Logps.SUM, method, "summed", "sums", "sum of log p_t")
 
 
 def smoothed(method: Method) -> Method:
@@ -349,6 +327,25 @@ TRANSFORMS: Mapping[str, Callable[[Method], Method]] = MappingProxyType(
     }
 )
 """What takes one method and gives one, by its name in an expression."""
+
+
+def _given(form: Logps, method: Method, name: str, what: str, formula: str) -> Method:
+    """The method with its log-probabilities in the other of the two forms, sums and means."""
+    read = Logps.SUM if form is Logps.MEAN else Logps.MEAN
+    _expect_log_probabilities(method)
+    if method.logps is not read:
+        raise TypeError(
+            f"{method.name} reads log-probabilities as {method.logps.name.lower()}s, expected {read.name.lower()}s."
+        )
+    _expect_no_mean_lengths(method)
+    return transformed(
+        method,
+        lambda inputs, options: method.loss(inputs, options),
+        name=f"{name}({method.name})",
+        logps=form,
+        summary=f"{method.name} on {what} over tokens.",
+        formula=f"lp   = {formula}, lr alike\nloss = loss of {method.name} with these",
+    )
 
 
 def _own(method: Method, options: Options) -> dict[str, Any]:

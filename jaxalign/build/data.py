@@ -255,7 +255,7 @@ def _check_partners(config: RunConfig, sets: Mapping[str, ExampleSet]) -> None:
         f"{sources[name]}: got 1 {what} example, expected at least 2: method {method.name} puts another example's "
         "answer behind each prompt."
         for name, what in (("train", "training"), ("eval", "held-out"))
-        if is_mismatched(method) and name in sets and len(sets[name]) < 2
+        if method.mismatched and name in sets and len(sets[name]) < 2
     ]
     if problems:
         raise DataError(problems)
@@ -263,7 +263,7 @@ def _check_partners(config: RunConfig, sets: Mapping[str, ExampleSet]) -> None:
 
 def _check_row_length(config: RunConfig, examples: ExampleSet) -> None:
     """A row holds whole examples: the prompt with all its completions."""
-    least, _ = _fill(examples, is_mismatched(get_method(config.method.name))).largest
+    least, _ = _fill(examples, get_method(config.method.name).mismatched).largest
     given = config.data.row_length
     if given is not None and given < least:
         raise ConfigError(
@@ -282,11 +282,6 @@ def _amended(report: DataReport, examples: ExampleSet, overlap: int) -> DataRepo
         lengths=length_facts(examples),
         data_hash=examples.content_hash,
     )
-
-
-def is_mismatched(method: Method) -> bool:
-    """Whether another example's completion stands behind each prompt."""
-    return "mismatched_policy" in method.inputs
 
 
 def column_names(method: Method, reference_columns: Sequence[str]) -> tuple[str, ...]:
@@ -366,7 +361,7 @@ def ordered(
     examples: ExampleSet, method: Method, batch_size: int, seed: int, attach: Attach | None = None
 ) -> OrderedBatches:
     """One pass over examples, as the method wants them."""
-    return OrderedBatches(examples, batch_size=batch_size, mismatched=is_mismatched(method), seed=seed, attach=attach)
+    return OrderedBatches(examples, batch_size=batch_size, mismatched=method.mismatched, seed=seed, attach=attach)
 
 
 def shuffled(examples: ExampleSet, method: Method, config: RunConfig, attach: Attach | None = None) -> ShuffledBatches:
@@ -375,6 +370,6 @@ def shuffled(examples: ExampleSet, method: Method, config: RunConfig, attach: At
         examples,
         batch_size=config.train.batch_size,
         seed=config.data.seed,
-        mismatched=is_mismatched(method),
+        mismatched=method.mismatched,
         attach=attach,
     )

@@ -15,7 +15,7 @@ from jaxalign.models.huggingface import load_variables
 from jaxalign.models.huggingface import resolve as resolve_model
 from jaxalign.models.policy import Policy, build_policy
 from jaxalign.training.mesh import MeshPlan, make_mesh
-from jaxalign.training.readings import wants_logps
+from jaxalign.training.readings import wants_language_head
 
 
 def settled(config: RunConfig) -> RunConfig:
@@ -55,7 +55,7 @@ def make_policy(config: RunConfig, decoder: DecoderConfig, plan: MeshPlan, metho
         remat=config.model.remat,
         attention=config.model.attention,
         head_outputs=outputs,
-        language_head=method is None or wants_logps(method) or "degree_logits" in method.inputs,
+        language_head=method is None or wants_language_head(method),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxalign.build.data import CheckedData, architecture, check_data, is_mismatched, lay_out, training_steps
+from jaxalign.build.data import CheckedData, architecture, check_data, lay_out, training_steps
 from jaxalign.build.model import load_folder, make_policy, mesh_plan, settled, start_variables
 from jaxalign.build.progress import bar
 from jaxalign.build.reference_views import View, reference_views
@@ -201,7 +201,7 @@ def _fill(
                 folder = resolve(source, option="reference.source")
                 theirs = make_policy(config, read_config(folder), plan)
                 weights = load_folder(folder, theirs, plan)
-            layout = _common_layout(views, is_mismatched(method), batch_size, plan)
+            layout = _common_layout(views, method.mismatched, batch_size, plan)
             scorer.append(RowScorer(theirs, weights, layout.packer((), plan.local_rows), plan))
         return scorer[0](examples)
 

@@ -8,7 +8,7 @@ from typing import overload
 
 import numpy as np
 
-from jaxalign.build.data import CheckedData, is_mismatched, ordered, read_examples, shuffled
+from jaxalign.build.data import CheckedData, ordered, read_examples, shuffled
 from jaxalign.config import RunConfig
 from jaxalign.data.contract import DataReport
 from jaxalign.data.pipeline import ShuffledBatches
@@ -83,10 +83,10 @@ def _view(
     method = get_method(config.method.name)
     shown: Sequence[Example] = examples
     per_epoch = 0
-    if is_mismatched(method) and name == "train":
+    if method.mismatched and name == "train":
         epochs = -(-steps * config.train.batch_size // len(examples))
         shown, per_epoch = _Epochs(shuffled(examples, method, config), epochs), len(examples)
-    elif is_mismatched(method):
+    elif method.mismatched:
         batches = ordered(examples, method, 1, config.data.seed)
         shown = [batches.example(i) for i in range(len(examples))]
     identity = f"{report.template_hash or 'plain text'}/{report.tokenizer_hash}"

@@ -207,7 +207,7 @@ def evaluate_preferences(
 
 def metric_names(method: Method, options: Mapping[str, Any], has_reference: bool) -> list[str]:
     """The names that `preference_metrics` will give, without any data."""
-    several = method.layout in (Layout.PAIRED, Layout.RANKED) or "mismatched_policy" in method.inputs
+    several = method.layout in (Layout.PAIRED, Layout.RANKED) or method.mismatched
     completions = 2 if several else 1
 
     def some(name: str) -> Any:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxalign.data.records import no_token
 from jaxalign.logprobs import TokenScores
 from jaxalign.methods import INPUTS, Logps, Method
 from jaxalign.training.references import Reference, ReferenceLogps
@@ -44,6 +45,11 @@ class Reading(NamedTuple):
 def wants_logps(method: Method) -> bool:
     """Whether the method's loss reads log-probabilities, so that tokens must be scored."""
     return "policy" in method.inputs or any(name in method.inputs for name in OF_TOKENS)
+
+
+def wants_language_head(method: Method) -> bool:
+    """Whether what is trained stays a language model: it is scored, or a head beside it is dropped at the end."""
+    return wants_logps(method) or "degree_logits" in method.inputs
 
 
 def read(
@@ -134,9 +140,10 @@ def by_example(
         elif name in fixed:
             found[name] = by_completion(fixed[name], lengths)
         elif INPUTS[name].column and INPUTS[name].per == "token":
-            found[name] = by_completion(rows.columns[name], lengths, -1 if name == "step_labels" else 0)
+            column = rows.columns[name]
+            found[name] = by_completion(column, lengths, no_token(column.dtype))
     # An unpaired method's second completion is another example's; the objective is told of it under names of its own.
-    if "mismatched_policy" in method.inputs and "policy" not in found:
+    if method.mismatched and "policy" not in found:
         found["policy"] = sums(policy, rows)
     return found
 

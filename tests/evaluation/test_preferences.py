@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.build.data import column_names, is_mismatched
+from jaxalign.build.data import column_names
 from jaxalign.data.pipeline import OrderedBatches, Packer, ordered_iterator
 from jaxalign.data.records import Example
 from jaxalign.data.rows import RowShape, build_rows, plan_rows
@@ -179,7 +179,7 @@ def every_run(name: str, batch_size: int) -> dict[str, float]:
     method = METHODS[name]
     examples = examples_for(method, vocabulary=VOCABULARY, count=COUNT, longest=7)
     examples = examples.select(np.random.default_rng(batch_size).permutation(COUNT))
-    batches = OrderedBatches(examples, batch_size=batch_size, mismatched=is_mismatched(method))
+    batches = OrderedBatches(examples, batch_size=batch_size, mismatched=method.mismatched)
     shape = RowShape(64, 32, 4, examples.completions + batches.mismatched)
     packer = Packer(shape, (batch_size,), 1, column_names=column_names(method, ()))
     policy, variables, other = small_model(method)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxalign.build.data import column_names, is_mismatched
+from jaxalign.build.data import column_names
 from jaxalign.data.pipeline import OrderedBatches, Packer
 from jaxalign.data.records import ExampleSet
 from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
@@ -21,7 +21,7 @@ from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
 from jaxalign.training import references
 from jaxalign.training.mesh import make_mesh
-from jaxalign.training.readings import wants_logps
+from jaxalign.training.readings import wants_language_head
 from jaxalign.training.state import create_state
 from jaxalign.training.step import make_train_step
 from jaxalign.training.trainable import full
@@ -51,7 +51,7 @@ def variables_for(method: Method, small: bool = False):
 
 def _heads(method: Method) -> tuple[int, bool]:
     outputs = method.head_outputs(method.resolve_options({}))
-    return outputs, wants_logps(method) or "degree_logits" in method.inputs
+    return outputs, wants_language_head(method)
 
 
 def _policy(outputs: int, language: bool, small: bool, plan):
@@ -122,7 +122,7 @@ def one_step(
     """Takes one SGD step over all the examples and says what came out."""
     method = METHODS[method_name]
     policy = policy_for(method, plan, small)
-    batches = OrderedBatches(examples, batch_size=len(examples), mismatched=is_mismatched(method), seed=11)
+    batches = OrderedBatches(examples, batch_size=len(examples), mismatched=method.mismatched, seed=11)
     tokens, scored = map(np.array, batches.sizes(0))
     plan = plan or make_mesh(devices=jax.devices()[:1])
     multiple = plan.batch_size * microbatches
@@ -169,7 +169,7 @@ def one_step(
 
 def completions_of(method: Method, examples: ExampleSet) -> int:
     """Scored completions behind each prompt."""
-    return examples.completions + is_mismatched(method)
+    return examples.completions + method.mismatched
 
 
 def assert_same(one: Outcome, other: Outcome, tolerance: float = 1e-5) -> None:

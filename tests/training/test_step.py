@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.build.data import is_mismatched
 from jaxalign.data.pipeline import OrderedBatches
 from jaxalign.data.rows import RowShape
 from jaxalign.methods import INPUTS, METHODS, Logps
@@ -46,7 +45,7 @@ class Sequences:
     """Every completion of every example alone behind its prompt, padded to one length: ``[M, L]``, M = B * K."""
 
     def __init__(self, method, examples):
-        batches = OrderedBatches(examples, batch_size=len(examples), mismatched=is_mismatched(method), seed=11)
+        batches = OrderedBatches(examples, batch_size=len(examples), mismatched=method.mismatched, seed=11)
         shown = [batches.example(i) for i in range(len(examples))]
         answers = [(e.prompt, c) for e in shown for c in (*e.completions, *e.unscored)]
         longest = max(len(prompt) + len(answer) for prompt, answer in answers)

@@ -188,10 +188,6 @@ def _assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def _demonstration_row(question: Question, text: str) -> dict[str, Any]:
-    return {"messages": [_user(question), _assistant(text)], "task": question.task}
-
-
 def _pair_row(pair: PairRow) -> dict[str, Any]:
     return {
         "prompt": [_user(pair.question)],
