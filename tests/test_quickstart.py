@@ -15,8 +15,9 @@ from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.models.huggingface import read_config
 from jaxalign.models.policy import build_policy
-from jaxalign.quickstart import charts, measure, numbers, program, settings
+from jaxalign.quickstart import measure, numbers, program, settings
 from jaxalign.quickstart.page import render
+from jaxalign.studies import charts
 
 WORLD = World(demonstrations=300, pairs=120, eval_pairs=24, questions=40)
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}

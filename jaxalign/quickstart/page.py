@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jaxalign.quickstart.charts import Point, Series, Span, histogram, interval_chart, legend, line_chart
 from jaxalign.quickstart.numbers import number, percent, points, share
+from jaxalign.studies.charts import Point, Series, Span, histogram, interval_chart, legend, line_chart
 
 Rows = Sequence[Mapping[str, Any]]
 
