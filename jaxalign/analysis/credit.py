@@ -8,7 +8,7 @@ another method may be something else: a mean over tokens, a function of the log-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,25 +150,8 @@ def make_credit_step(policy: Any, reference: Reference) -> CreditStep:
     return step
 
 
-def by_example(
-    policy: np.ndarray, reference: np.ndarray, rows: Rows
-) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray]]]]:
-    """The log-probabilities of each example of some rows, by its id: policy's and reference's of each completion.
-
-    Args:
-      policy: ``[R, S]``.
-      reference: ``[R, S]``.
-      rows: of NumPy arrays, with the column ``example_id``.
-    """
-    slots, identities = np.asarray(rows.score_slot), np.asarray(rows.columns["example_id"])
-    for row, example in np.argwhere(identities >= 0):
-        first = example * rows.completions
-        places = [slots[row] == first + completion for completion in range(rows.completions)]
-        yield int(identities[row, example]), [(policy[row, place], reference[row, place]) for place in places]
-
-
 def credited(
-    logps: Sequence[tuple[np.ndarray, np.ndarray]],
+    logps: Sequence[tuple[np.ndarray, ...]],
     *,
     beta: float,
     names: Sequence[str],

@@ -8,7 +8,19 @@ from jaxalign.build.data import CheckedData, check_data
 from jaxalign.build.evaluate import evaluate
 from jaxalign.build.export import convert
 from jaxalign.build.generate import generate
+from jaxalign.build.generations import Sampling, generations
 from jaxalign.build.reference import cache_reference
 from jaxalign.build.train import train
 
-__all__ = ["CheckedData", "cache_reference", "check_data", "convert", "evaluate", "generate", "token_credit", "train"]
+__all__ = [
+    "CheckedData",
+    "Sampling",
+    "cache_reference",
+    "check_data",
+    "convert",
+    "evaluate",
+    "generate",
+    "generations",
+    "token_credit",
+    "train",
+]

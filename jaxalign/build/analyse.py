@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.analysis.credit import Credited, CreditMap, by_example, credited, make_credit_step
+from jaxalign.analysis.credit import Credited, CreditMap, credited, make_credit_step
 from jaxalign.analysis.own_reward import is_dpo_reward
 from jaxalign.build.data import architecture, check_data, lay_out, ordered
 from jaxalign.build.model import load_folder, make_policy, mesh_plan, settled, start_variables
 from jaxalign.build.reference import make_reference, plan_reference
 from jaxalign.config import RunConfig
 from jaxalign.data.records import Example
+from jaxalign.data.rows import scored_values
 from jaxalign.data.tokenizer import token_texts
 from jaxalign.errors import ConfigError
 from jaxalign.methods import Layout, get_method
@@ -53,6 +54,10 @@ def token_credit(
         problems.append(
             "reference.mode: got 'moving', whose reference is not exported. Use live: the policy before training is "
             "then the reference."
+        )
+    if config.reference.source == "columns":
+        problems.append(
+            "reference.source: got 'columns', which tell nothing of single tokens, expected policy or another model."
         )
     if "policy" not in method.inputs:
         problems.append(f"method.name: {method.name} trains no language model, so tokens have no credit.")
@@ -89,7 +94,7 @@ def token_credit(
             batch = packer(batches(number))
             rows = plan.put_rows(batch.rows, batch.global_rows, batch.first_row)
             scored = jax.device_get(step(variables, state, {"reference": reference.variables}, rows))
-            for identity, logps in by_example(np.asarray(scored[0]), np.asarray(scored[1]), batch.rows):
+            for identity, logps in scored_values(batch.rows, *map(np.asarray, scored)):
                 example = examples[identity]
                 found[identity] = credited(
                     logps,

@@ -50,7 +50,7 @@ def generate(
     """
     folder = resolve(model)
     tokenizer = load_tokenizer(folder)
-    ids = encode_prompts([_as_messages(prompt) if chat else prompt for prompt in prompts], tokenizer)
+    ids = encode_prompts([as_messages(prompt) if chat else prompt for prompt in prompts], tokenizer)
     plan = make_mesh()
     with jax.set_mesh(plan.mesh):
         policy, variables = load_policy(
@@ -78,5 +78,6 @@ def stop_tokens(tokenizer: Any, generation: Mapping[str, Any]) -> tuple[int, ...
     return tuple(sorted({*end_token_ids(tokenizer), *named}))
 
 
-def _as_messages(prompt: Prompt) -> Prompt:
+def as_messages(prompt: Prompt) -> Prompt:
+    """A text as a user's message; a conversation as it is."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -223,7 +223,8 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
     manifest.note(method_state=_exported_statistics(checkpoints, state, shardings, progress.step))
     trained = trainable.join(state.trainable, frozen["policy"])
     if config.train.export:
-        _export(this, checkpoints, trained, shardings.trainable, progress.step)
+        step = _export(this, checkpoints, trained, shardings.trainable, progress.step)
+        manifest.note(exported_step=step)
     checkpoints.close()
     return TrainResult(policy, trained, last, this.workdir)
 
@@ -257,8 +258,12 @@ def _throughput(config: RunConfig, policy: Policy, plan: MeshPlan) -> Throughput
     return Throughput(flops, measure_matmul_peak(config.model.dtype) * plan.mesh.size)
 
 
-def _export(this: _Run, checkpoints: Checkpoints, trained: Variables, shardings: Any, step: int) -> None:
-    """Writes the last weights, or the best where a metric says which these are, as a Hugging Face folder."""
+def _export(this: _Run, checkpoints: Checkpoints, trained: Variables, shardings: Any, step: int) -> int:
+    """Writes the last weights, or the best where a metric says which these are, as a Hugging Face folder.
+
+    Returns:
+      the step whose weights they are.
+    """
     config, best = this.config, checkpoints.best_step
     if best is not None and best != step:
         step = best
@@ -279,6 +284,7 @@ def _export(this: _Run, checkpoints: Checkpoints, trained: Variables, shardings:
             "notes": f"Trained on {len(this.data.train)} examples for {step} steps of {config.train.batch_size}.",
         },
     )
+    return step
 
 
 def _exported_statistics(checkpoints: Checkpoints, state: TrainState, shardings: TrainState, step: int) -> dict:

@@ -11,11 +11,41 @@ from jaxalign.data.contract import RowProblem
 from jaxalign.data.conversations import to_messages
 from jaxalign.data.encoding import open_prompt
 from jaxalign.data.records import Record, Where
+from jaxalign.data.sources import Source, read_rows
 from jaxalign.data.tokenization import Ids, TokenizerView
 from jaxalign.errors import DataError
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """Plain text, or a conversation that ends with a turn to answer."""
+
+
+def read_prompts(
+    source: Source, *, column: str = "prompt", split: str = "train", count: int | None = None
+) -> list[Prompt]:
+    """The prompts of some data, in its order.
+
+    Args:
+      source: as for `load_examples`. A row is a text, or has its prompt in a column: a text, or a conversation.
+      column: its name.
+      split: of a ``datasets`` name.
+      count: how many, the first ones; None = all.
+
+    Raises:
+      DataError: the source cannot be read, or rows have no prompt; with all of them.
+    """
+    prompts: list[Prompt] = []
+    problems: list[str] = []
+    for where, value in read_rows(source, split=split).rows[:count]:
+        prompt = value.get(column) if isinstance(value, Mapping) else value
+        if isinstance(value, RowProblem):
+            problems.append(f"{where}: {value.detail}.")
+        elif isinstance(prompt, str | list) and prompt:
+            prompts.append(prompt)
+        else:
+            problems.append(f"{where}: expected a text, or an object with a {column!r} that is not empty.")
+    if problems:
+        raise DataError(problems if len(problems) <= 20 else [*problems[:20], f"and {len(problems) - 20} more."])
+    return prompts
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, *, chat_template: str | Path | None = None) -> list[Ids]:

@@ -6,7 +6,7 @@ describes, and `choose_shape` reads off the data how long rows should be. All th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,6 +168,23 @@ def build_rows(
         "columns": columns,
     }
     return Rows(**arrays, completions=completions)
+
+
+def scored_values(rows: Rows, *values: np.ndarray) -> Iterator[tuple[int, list[tuple[np.ndarray, ...]]]]:
+    """What was computed of each scored token, given back example by example: the inverse of packing.
+
+    Args:
+      rows: from `build_rows`.
+      values: each ``[R, S]``.
+
+    Returns:
+      of each example its id, and of each of its completions every value's part, ``[C_k]``.
+    """
+    slots, identities = np.asarray(rows.score_slot), np.asarray(rows.columns["example_id"])
+    for row, example in np.argwhere(identities >= 0):
+        first = example * rows.completions
+        places = [slots[row] == first + completion for completion in range(rows.completions)]
+        yield int(identities[row, example]), [tuple(value[row, place] for value in values) for place in places]
 
 
 def _empty_column(value, shape, count):
