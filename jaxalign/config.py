@@ -139,12 +139,14 @@ class ReferenceConfig:
         str,
         "auto = policy if the method needs one, else none; policy = the policy before training; none = no reference"
         " (zero log-probabilities: the probability objective); prior = the policy before training without the prompt;"
-        " else the folder or hub id of another model.",
+        " columns = chosen_logprob and rejected_logprob of the data, sums in nats, and no model; else the folder or hub"
+        " id of another model.",
     ] = "auto"
     mode: Annotated[
         Literal["auto", "live", "cached", "moving"],
         "live = computed in every step; cached = computed once and kept on disk; moving = a copy that follows the"
-        " policy; auto = cached for the prior and for another model (live if the method needs it), else live.",
+        " policy; auto = cached for the prior, for columns and for another model (live if the method needs it), else"
+        " live.",
     ] = "auto"
     update_every: Annotated[int, "Steps between two moves of a moving reference.", Range(ge=1)] = 512
     update_rate: Annotated[

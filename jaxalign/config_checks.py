@@ -143,7 +143,7 @@ def _method(config: RunConfig) -> Iterator[Problem]:
 
     yield from _reference(config, method.name, method.needs_reference)
     source, mode = config.reference.source, config.reference.mode
-    if method.needs_live_reference and (mode == "cached" or source in ("none", "prior")):
+    if method.needs_live_reference and source != "columns" and (mode == "cached" or source in ("none", "prior")):
         yield (
             ("reference.mode", "reference.source", "method.name"),
             f"reference: got source {source!r} with mode {mode!r}, expected a live or moving model: {method.name}"
@@ -175,8 +175,16 @@ def _reference(config: RunConfig, method: str, needed: bool) -> Iterator[Problem
             "reference.mode: got 'live' with reference.source 'prior', expected cached: the prior reads completions"
             " without their prompts, which a step does not compute.",
         )
+    elif mode == "live" and source == "columns":
+        yield (
+            involved,
+            "reference.mode: got 'live' with reference.source 'columns', expected auto: the data's numbers are not"
+            " computed in a step.",
+        )
+    if source == "columns":
+        yield from _reference_columns(config)
     template = config.reference.chat_template
-    if template is not None and source in ("auto", "policy", "none", "prior"):
+    if template is not None and source in ("auto", "policy", "none", "prior", "columns"):
         yield (
             ("reference.chat_template", "reference.source"),
             f"reference.chat_template: got {template!r} with reference.source {source!r}, expected none: only another"
@@ -200,6 +208,27 @@ def _reference(config: RunConfig, method: str, needed: bool) -> Iterator[Problem
             ("reference.dtype", "reference.mode"),
             f"reference.dtype: got {config.reference.dtype!r} with reference.mode {mode!r}, expected none: only a"
             " moving reference is kept in a precision of its own.",
+        )
+
+
+def _reference_columns(config: RunConfig) -> Iterator[Problem]:
+    """Where one number for each answer of a pair is not enough."""
+    from jaxalign.methods import Layout, Logps, get_method
+
+    method = get_method(config.method.name)
+    why = None
+    if method.layout not in (Layout.PAIRED, Layout.UNPAIRED):
+        why = f"learns from {method.layout.name.lower()} data, and only pairs have these columns"
+    elif method.mismatched:
+        why = "puts another example's answer behind each prompt, whose log-probability no column tells"
+    elif method.logps is Logps.TOKEN:
+        why = "needs the reference's log-probability of each token, and the columns have one number for an answer"
+    elif method.needs_live_reference:
+        why = "compares whole next-token distributions, of which the columns know nothing"
+    if why is not None:
+        yield (
+            ("reference.source", "method.name"),
+            f"reference.source: got 'columns', expected policy or a model's folder or hub id: {method.name} {why}.",
         )
 
 

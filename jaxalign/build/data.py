@@ -173,11 +173,14 @@ def read_examples(
     """Reads a source of the run with a tokenizer and for a model, which need not be the policy's."""
     data, method = config.data, get_method(config.method.name)
     degrees = method.head_outputs(method.resolve_options(config.method.options)) if "degrees" in method.columns else 2
+    needs = [name for name in method.columns if name != "density_ratios"]  # that one is made of the whole set
+    if config.reference.source == "columns":
+        needs.append("reference_sums")
     return load_examples(
         source[0] if len(source) == 1 else list(source),
         tokenizer,
         layout=method.layout.name.lower(),
-        needs=[name for name in method.columns if name != "density_ratios"],  # that one is made of the whole set
+        needs=needs,
         split=split,
         config=data.subset,
         columns=data.columns,

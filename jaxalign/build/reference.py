@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxalign.build.data import CheckedData, architecture, check_data, lay_out, training_steps
 from jaxalign.build.model import load_folder, make_policy, mesh_plan, settled, start_variables
 from jaxalign.build.progress import bar
 from jaxalign.build.reference_views import View, reference_views
 from jaxalign.config import RunConfig
+from jaxalign.data.contract import DataReport
 from jaxalign.data.pipeline import Attach, OrderedBatches
 from jaxalign.data.tokenization import TokenizerView
 from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.data.written_pairs import pair_records, write_pairs
 from jaxalign.errors import ConfigError
-from jaxalign.methods import get_method
+from jaxalign.methods import Layout, get_method
 from jaxalign.models.config_json import read_config
 from jaxalign.models.huggingface import resolve, weights_hash
 from jaxalign.models.policy import Policy
@@ -31,6 +35,8 @@ from jaxalign.training.reference_scorer import RowScorer
 from jaxalign.training.reference_store import ReferenceStore
 from jaxalign.training.references import Reference, check_reference
 from jaxalign.types import Variables
+
+_log = logging.getLogger("jaxalign")
 
 FORWARD = "forward-1"
 """Version of the scoring pass in the cache's keys. Raise it when a change of the code changes its numbers."""
@@ -70,6 +76,11 @@ def plan_reference(config: RunConfig, data: CheckedData, sets: Collection[str] =
       ModelError, DataError, ConfigError: the other model or its tokenizer cannot be used for this data.
     """
     source, mode = config.reference.source, config.reference.mode
+    if source == "columns":
+        for name in sets:
+            if name in data.sets:
+                _warn_of_cut_answers(name, data.sets[name][1])
+        return {}
     if mode == "cached":
         views = reference_views(config, data, training_steps(config, data))
         return {name: view for name, view in views.items() if name in sets}
@@ -110,12 +121,14 @@ def make_reference(
     settings = config.reference
     source, mode = settings.source, settings.mode
     facts: dict[str, Any] = {"source": source, "mode": mode}
-    if source != "none":
+    if source not in ("none", "columns"):  # columns are part of the data, whose hash is kept
         facts["hash"] = _reference_hash(config, policy, start)
     attach: dict[str, Attach | None] = {"train": None, "eval": None}
     frozen: Variables = {}
     if source == "none":
         made = references.none()
+    elif source == "columns":
+        made = references.given_sums()
     elif mode == "moving":
         made = references.moving(policy, rate=settings.update_rate, every=settings.update_every, dtype=settings.dtype)
     elif mode == "live" and source == "policy":
@@ -137,11 +150,16 @@ def make_reference(
     return RunReference(made, frozen, attach, source == "policy" and not coarser, facts)
 
 
-def cache_reference(config: RunConfig) -> dict[str, Any]:
+def cache_reference(config: RunConfig, out: str | Path | None = None) -> dict[str, Any]:
     """Computes and stores every reference log-probability that a run would read.
 
+    Args:
+      config: the run.
+      out: a JSONL file to write: the training pairs with their log-probabilities, see `jaxalign.data.written_pairs`.
+        Held-out pairs go to a file beside it, ``NAME-eval.jsonl``.
+
     Returns:
-      The reference's hash and counts of completions: different ones, found, computed now, damaged.
+      The reference's hash and counts of completions: different ones, found, computed now, damaged; the files written.
 
     Raises:
       ConfigError: the configuration is wrong, or the run has no reference that can be cached.
@@ -151,6 +169,10 @@ def cache_reference(config: RunConfig) -> dict[str, Any]:
         raise ConfigError("reference.mode: got 'moving', so there is nothing to cache: it changes while training.")
     if config.reference.source == "none":
         raise ConfigError(f"reference.source: got none (method {config.method.name}), so there is nothing to cache.")
+    if config.reference.source == "columns":
+        raise ConfigError("reference.source: got 'columns', so there is nothing to cache: the data hold the numbers.")
+    if out is not None:
+        _check_out(config, Path(out))
     data, plan = check_data(config), mesh_plan(config)
     views = reference_views(config, data, training_steps(config, data))
     policy = make_policy(config, architecture(config), plan)
@@ -158,7 +180,67 @@ def cache_reference(config: RunConfig) -> dict[str, Any]:
         start = functools.cache(lambda: start_variables(config, policy, plan))
         reference_hash = _reference_hash(config, policy, start)
         store, counts = _fill(config, views, reference_hash, policy, start, plan)
-    return {"folder": str(store.folder), "reference": reference_hash, **counts}
+    found: dict[str, Any] = {"folder": str(store.folder), "reference": reference_hash, **counts}
+    if out is not None:
+        found["written"] = _write_pairs(config, data, store, views, Path(out))
+    return found
+
+
+def _check_out(config: RunConfig, out: Path) -> None:
+    problems = []
+    if get_method(config.method.name).layout is not Layout.PAIRED:
+        problems.append(
+            f"--out: got {str(out)!r} with method {config.method.name}, expected one of pairs, such as dpo."
+        )
+    if out.suffix != ".jsonl":
+        problems.append(f"--out: got {str(out)!r}, expected the name of a .jsonl file.")
+    if not out.parent.is_dir():
+        problems.append(f"--out: there is no folder {str(out.parent)!r}.")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _write_pairs(
+    config: RunConfig, data: CheckedData, store: ReferenceStore, views: Mapping[str, View], out: Path
+) -> dict[str, int]:
+    """Writes each set's pairs with the reference's sums; gives rows by file."""
+    written: dict[str, int] = {}
+    for name, view in views.items():
+        held_out = name == "eval"
+        source = config.data.eval if held_out and config.data.eval else config.data.train
+        split = config.data.eval_split if held_out and config.data.eval else config.data.train_split
+        cached = read(store, view.shown)
+        sums = np.stack([cached.sums(i) for i in range(len(view.examples))])
+        target = out.with_name(f"{out.stem}-eval.jsonl") if held_out else out
+        if jax.process_index() == 0:
+            write_pairs(
+                target,
+                data.sets[name][0].sources,
+                sums,
+                pair_records(
+                    source[0] if len(source) == 1 else list(source),
+                    split=split,
+                    config=config.data.subset,
+                    columns=config.data.columns,
+                    pairs_per_prompt=config.data.pairs_per_prompt,
+                    wanted=get_method(config.method.name).columns,
+                ),
+            )
+        written[str(target)] = len(sums)
+        _warn_of_cut_answers(name, data.sets[name][1])
+    return written
+
+
+def _warn_of_cut_answers(name: str, report: DataReport) -> None:
+    """A number for a whole answer is no number for a part of it."""
+    cut = max(report.truncation["prompt_cut"], report.truncation["completion_cut"])
+    if cut:
+        _log.warning(
+            "%s data: %d examples are cut to data.max_length, and chosen_logprob and rejected_logprob of a row are "
+            "those of a whole text. Use data.truncation=drop, unless they were computed of the same cut text.",
+            name,
+            cut,
+        )
 
 
 def _reference_hash(config: RunConfig, policy: Policy, start: Callable[[], Variables]) -> str:

@@ -79,9 +79,12 @@ examples:
     "cache-reference": """\
 Compute the reference log-probabilities of the data once and keep them. Every run that needs them reads them, whatever
 its method, beta, seed, learning rate or number of examples; runs with reference.mode=cached also fill it on first use.
+--out writes the pairs with the sums as columns, as yale-nlp/RefDPO has them; a run with reference.source=columns reads
+such files and needs no reference model.
 
-example:
+examples:
   jaxalign cache-reference --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.train=pairs.jsonl
+  jaxalign cache-reference --workdir=runs/dpo --config.reference.source=OTHER --out=pairs-of-other.jsonl
 """,
     "convert": """\
 Write a Hugging Face folder (config, safetensors, tokenizer, chat template, model card) of a checkpoint.

@@ -109,6 +109,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     for name in ("train", "evaluate", "cache-reference"):
         text = "meet the other processes of the run first (several hosts; see launch/README.md)"
         verbs[name].add_argument("--distributed", action="store_true", help=text)
+    text = "also write the pairs with chosen_logprob and rejected_logprob; held-out ones to NAME-eval.jsonl"
+    verbs["cache-reference"].add_argument("--out", metavar="FILE.jsonl", help=text)
     verbs["evaluate"].add_argument("--model", metavar="PATH", help="evaluate this model instead: folder or hub id")
     verbs["check-data"].add_argument("--show", type=int, default=0, metavar="N", help="print the first N examples")
     verbs["quickstart"].add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")

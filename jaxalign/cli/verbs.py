@@ -87,7 +87,7 @@ def cache_reference(args: Namespace) -> int:
     config = configuration(args)
     from jaxalign import build
 
-    print(json.dumps(dict(build.cache_reference(config)), indent=2))
+    print(json.dumps(dict(build.cache_reference(config, args.out)), indent=2))
     return 0
 
 

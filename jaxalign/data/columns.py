@@ -5,6 +5,7 @@ A column is read only where it is wanted, so that other columns of the same name
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ SPELLINGS: Mapping[str, str] = MappingProxyType(
         "absolute": "absolute, true/false, or solutions with is_correct",
         "token_weights": "token_weights, or chosen_token_weights and rejected_token_weights",
         "step_labels": "completions, the steps, and labels, true/false for each",
+        "reference_sums": "chosen_logprob and rejected_logprob, nats (or ref_chosen_logps and ref_rejected_logps)",
     }
 )
 """For each column, what rows may call it."""
@@ -28,14 +30,14 @@ SPELLINGS: Mapping[str, str] = MappingProxyType(
 MADE = ("marked", "degrees")
 """Columns that are made of the texts."""
 
-PER_ANSWER = ("scores", "win_probabilities", "token_weights")
+PER_ANSWER = ("scores", "win_probabilities", "token_weights", "reference_sums")
 """Columns with a value for each answer, in their order."""
 
 LAYOUT_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "single": ("token_weights", "step_labels"),
-        "paired": ("scores", "win_probabilities", "preference", "absolute", "token_weights", *MADE),
-        "unpaired": ("desirable", "token_weights"),
+        "paired": ("scores", "win_probabilities", "preference", "absolute", "token_weights", "reference_sums", *MADE),
+        "unpaired": ("desirable", "token_weights", "reference_sums"),
         "ranked": ("scores", "win_probabilities", "token_weights"),
     }
 )
@@ -60,6 +62,12 @@ def check_needs(needs: Collection[str], layout: str) -> None:
 
 def missing(name: str, shape: str) -> RowProblem:
     """The problem of a row that lacks a wanted column."""
+    if name == "reference_sums":
+        return RowProblem(
+            "missing column",
+            f"reference.source is 'columns', and a row of the shape {shape} does not say the reference's "
+            f"log-probability of each answer (expected {SPELLINGS[name]}; jaxalign cache-reference --out writes them)",
+        )
     return RowProblem(
         "missing column",
         f"the method needs {name!r}, and a row of the shape {shape} does not say it (expected {SPELLINGS[name]})",
@@ -92,6 +100,13 @@ def pair_columns(row: Mapping[str, Any], wanted: Collection[str]) -> dict[str, A
             found["win_probabilities"] = given
     if "absolute" in wanted and row.get("absolute") is not None:
         found["absolute"] = _flag(row["absolute"], "absolute")
+    if "reference_sums" in wanted:
+        given = _two(row, ("logprob",), -math.inf, 0.0)
+        names = ("ref_chosen_logps", "ref_rejected_logps")
+        if given is None and all(row.get(name) is not None for name in names):
+            given = tuple(number_of(row[name], name, -math.inf, 0.0) for name in names)
+        if given is not None:
+            found["reference_sums"] = given
     if "token_weights" in wanted:
         names = ("chosen_token_weights", "rejected_token_weights")
         if all(row.get(name) is not None for name in names):

@@ -30,7 +30,7 @@ from jaxalign.data.tokenization import (
 Marks = Callable[[Sequence[int], Sequence[int]], tuple[np.ndarray, np.ndarray]]
 """From the ids of the chosen and the rejected answer to which of their tokens the other does not have."""
 
-PER_COMPLETION = ("scores", "win_probabilities")
+PER_COMPLETION = ("scores", "win_probabilities", "reference_sums")
 """Columns with one number a completion."""
 
 _CHUNK = 2048  # Python ids are nine times as large as int32 ones: never hold them for the whole set.

@@ -89,6 +89,8 @@ COLUMNS = tuple(
             "token_weights",
             "chosen_token_weights",
             "rejected_token_weights",
+            "chosen_logprob",
+            "rejected_logprob",
         )
     )
 )

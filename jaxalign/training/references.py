@@ -10,6 +10,7 @@ source             what it reads                                        lives in
 `moving`           a copy that follows the policy (EMA, TR-DPO)         the state       yes
 `cached`           the column ``reference_logps``                       the data        yes
 `cached_sums`      the column ``reference_sums``                        the data        no
+`given_sums`       the column ``reference_sums``                        the data        no
 `none`             nothing: every log-probability is 0                  nowhere         yes
 =================  ===================================================  ==============  ===========
 
@@ -180,6 +181,15 @@ def cached_sums() -> Reference:
         return ReferenceLogps(jax.lax.stop_gradient(rows.columns["reference_sums"].astype(jnp.float32)), None)
 
     return Reference(_no_state, logps, _keep, token_level=False, columns=("reference_sums", "reference_lengths"))
+
+
+def given_sums() -> Reference:
+    """Log-probabilities of whole completions that the data's rows told: the column ``reference_sums`` ``[R, E, K]``.
+
+    As `cached_sums`, but nobody knows how many tokens the reference read: a method that takes token means divides by
+    the policy's.
+    """
+    return cached_sums()._replace(columns=("reference_sums",))
 
 
 def none() -> Reference:
