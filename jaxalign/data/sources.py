@@ -63,7 +63,7 @@ def read_rows(source: Source, *, split: str = "train", config: str | None = None
             raise DataError("the data has no rows")
         return SourceRows(rows, {"rows in memory": None})
     entries: list[str | Path] = [source] if isinstance(source, str | Path) else list(source)
-    paths: list[Path | str] = [p for entry in entries for p in _expand(entry)]
+    paths: list[Path | str] = [p for entry in entries for p in expand(entry)]
     names = _display_names([p for p in paths if isinstance(p, Path)])
     rows, files, problems = [], {}, []
     for path in paths:
@@ -89,7 +89,12 @@ def _are_names(source: Sequence[Any]) -> bool:
     return len(source) > 0 and all(isinstance(source[i], str | Path) for i in range(len(source)))
 
 
-def _expand(entry: str | Path) -> list[Path | str]:
+def expand(entry: str | Path) -> list[Path | str]:
+    """The files of a path, folder or glob, or the name of a data set on the hub by itself.
+
+    Raises:
+      DataError: there is no such file.
+    """
     text = str(entry)
     path = Path(text).expanduser()
     if path.is_file():
