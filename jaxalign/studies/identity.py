@@ -27,7 +27,7 @@ DIGITS = 16
 MODELS = ("model.path", "model.tokenizer", "reference.source")
 FILES = ("model.config", "model.chat_template", "reference.chat_template")
 DATA = ("data.train", "data.eval")
-WORDS = {"reference.source": ("auto", "policy", "none", "prior"), "model.chat_template": ("chatml",)}
+WORDS = {"reference.source": ("auto", "policy", "none", "prior", "columns"), "model.chat_template": ("chatml",)}
 """What these options may hold that is no path."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 SAMPLED_FROM = 64 * 2**20

@@ -102,7 +102,11 @@ class Resolver:
         Runs that differ in the method's options, in what is trained how, or in the number of examples share one: the
         examples of a smaller size are among those of a larger one, if the seed of their order is the same.
         """
-        cached = {key: run for key, run in self.stages.items() if run.config.reference.mode == "cached"}
+        cached = {
+            key: run
+            for key, run in self.stages.items()
+            if run.config.reference.mode == "cached" and run.config.reference.source != "columns"
+        }
         groups: dict[str, list[Resolved]] = {}
         for run in cached.values():
             groups.setdefault(digest(reference_identity(run.identity, run.config, seeded=False)), []).append(run)
