@@ -1,0 +1,191 @@
+"""Log-likelihoods of continuations behind contexts: packed, a few programs, never ``[R, T, V]`` logits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxalign.evaluation.shared_rows import Place, Request, RowGroup, build_rows, make_families, plan_rows
+from jaxalign.logprobs import TOKEN_CHUNK, VOCABULARY_CHUNK, token_scores
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.policy import Policy
+from jaxalign.training.mesh import MeshPlan, programs_in_flight
+from jaxalign.types import Rows, Variables
+
+MOST_LOGITS = 1 << 26
+"""Logits of a chunk on one device: 256 MiB."""
+GROWTHS = (1, 2, 4)
+PARTS = 4
+"""A batch that is not full goes in quarters."""
+
+
+class LogLikelihood(NamedTuple):
+    """What a continuation gets.
+
+    Attributes:
+      value: log-probability of the continuation behind its context, nats, summed over its tokens.
+      greedy: every token of it is the most likely one.
+    """
+
+    value: float
+    greedy: bool
+
+
+@dataclass
+class ScorerCounts:
+    """What a scorer has done so far.
+
+    Attributes:
+      requests: continuations scored.
+      request_tokens: tokens of contexts and continuations, each request by itself.
+      row_tokens: tokens in rows, where what is shared stands once.
+      padded_tokens: places in rows, padding included.
+      calls: programs run.
+      programs: shapes ``(R, T, S)`` that were compiled.
+    """
+
+    requests: int = 0
+    request_tokens: int = 0
+    row_tokens: int = 0
+    padded_tokens: int = 0
+    calls: int = 0
+    programs: tuple[tuple[int, int, int], ...] = ()
+
+
+class ContinuationScorer:
+    """Scores continuations; the values do not depend on which requests come together, but for float rounding.
+
+    Args:
+      policy: the model.
+      variables: its weights, on the mesh.
+      plan: the mesh; rows are split over its batch axes. Several processes must make the same calls.
+      batch_tokens: places in the rows of one call, on each part of the batch.
+    """
+
+    def __init__(self, policy: Policy, variables: Variables, plan: MeshPlan, *, batch_tokens: int = 8192):
+        self._policy = policy
+        self._variables = variables
+        self._plan = plan
+        self._batch_tokens = batch_tokens * plan.batch_size
+        self._long = _attention_length(policy.config)
+        self._programs: dict[tuple[int, int, int], Callable[..., Any]] = {}
+        self.counts = ScorerCounts()
+
+    def __call__(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[LogLikelihood]:
+        """Scores pairs of a context and a continuation, token ids, at least one each.
+
+        The model gets all but the continuation's last token, so both together may have one token more than it has
+        positions.
+        """
+        own = [Request(tuple(context), tuple(continuation)) for context, continuation in requests]
+        if not own:
+            return []
+        groups = self._plan_groups(make_families(own))
+        results: list[LogLikelihood | None] = [None] * len(own)
+        waiting: deque[tuple[Any, list[Place]]] = deque()
+        for group in groups:
+            for content, count in self._batches(group):
+                rows, places = build_rows(content, own, count, group.length, group.scored)
+                waiting.append((self._run(rows), places))
+                self.counts.row_tokens += sum(family.tokens for row in content for family in row)
+                while len(waiting) > (programs_in_flight() or 0):
+                    _read(*waiting.popleft(), results)
+        for output, places in waiting:
+            _read(output, places, results)
+        self.counts.requests += len(own)
+        self.counts.request_tokens += sum(len(request.context) + len(request.continuation) for request in own)
+        return [result for result in results if result is not None]
+
+    def _plan_groups(self, families: Any) -> list[RowGroup]:
+        """The packing that is computed fastest: short rows keep attention cheap, long ones fill better."""
+        plans = [self._merge_small(plan_rows(families, growth)) for growth in GROWTHS]
+        return min(plans, key=self._cost)
+
+    def _cost(self, groups: Sequence[RowGroup]) -> float:
+        return sum(
+            count * group.length * (1 + group.length / self._long)
+            for group in groups
+            for _, count in self._batches(group)
+        )
+
+    def _merge_small(self, groups: Sequence[RowGroup]) -> list[RowGroup]:
+        """Rows too few for a batch of their length join those of the next: a program less."""
+        merged: list[RowGroup] = []
+        carried: list[Any] = []
+        for i, group in enumerate(groups):
+            rows = carried + group.rows
+            if i + 1 < len(groups) and len(rows) < self._row_counts(group.length)[1]:
+                carried = rows
+            else:
+                merged.append(RowGroup(group.length, rows))
+                carried = []
+        return merged
+
+    def _row_counts(self, length: int) -> tuple[int, int]:
+        """Rows of a full batch, and of the quarter that finishes a group."""
+        parts = self._plan.batch_size
+        full = max(parts, self._batch_tokens // length // parts * parts)
+        return full, -(-full // (PARTS * parts)) * parts
+
+    def _batches(self, group: RowGroup) -> list[tuple[list[Any], int]]:
+        full, quarter = self._row_counts(group.length)
+        rows, start, batches = group.rows, 0, []
+        while start < len(rows):
+            left = len(rows) - start
+            # Up to half a batch is cheaper in quarters.
+            count = quarter if left <= PARTS // 2 * quarter else full
+            batches.append((rows[start : start + count], count))
+            start += count
+        return batches
+
+    def _run(self, rows: Rows) -> Any:
+        count, length = rows.tokens.shape
+        scored = rows.score_source.shape[1]
+        shape = (count, length, scored)
+        if shape not in self._programs:
+            self._programs[shape] = self._program(count, scored)
+            self.counts.programs = tuple(self._programs)
+        self.counts.calls += 1
+        self.counts.padded_tokens += count * length
+        local = self._plan.local_rows(count)
+        part = jax.tree.map(lambda array: array[local], rows)
+        return self._programs[shape](self._variables, self._plan.put_rows(part, count, local.start))
+
+    def _program(self, count: int, scored: int) -> Callable[..., Any]:
+        policy = self._policy
+        width = min(policy.config.vocab_size, VOCABULARY_CHUNK)
+        chunk = max(8, min(TOKEN_CHUNK, scored, MOST_LOGITS // (count // self._plan.batch_size * width)))
+
+        def run(variables: Variables, rows: Rows) -> tuple[jax.Array, jax.Array]:
+            scores = token_scores(
+                policy.hidden(variables, rows),
+                policy.head(variables),
+                rows.score_source,
+                rows.score_target,
+                soft_cap=policy.soft_cap,
+                chunk=chunk,
+                statistics=("correct",),
+            )
+            assert scores.correct is not None
+            return scores.logps, scores.correct
+
+        return jax.jit(run, out_shardings=self._plan.replicated)
+
+
+def _read(output: Any, places: Sequence[Place], results: list[LogLikelihood | None]) -> None:
+    logps, correct = (np.asarray(array) for array in jax.device_get(output))
+    for request, row, start, count in places:
+        value = float(logps[row, start : start + count].sum(dtype=np.float64))
+        results[request] = LogLikelihood(value, bool(correct[row, start : start + count].all()))
+
+
+def _attention_length(config: DecoderConfig) -> float:
+    """The row length, in tokens, at which attention costs as much as everything else in a layer."""
+    query, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    linear = 2 * config.width * (2 * query + 2 * shared) + 6 * config.width * config.mlp_width
+    return linear / (2 * query + 5 * config.heads)  # products with half of the keys, and the softmax of them
