@@ -99,6 +99,25 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedData:
+    """What is known of a data set that is not at hand, for estimates of cost.
+
+    Attributes:
+      examples: rows of each split.
+      prompt: mean tokens of a prompt, its template included.
+      completion: mean tokens of an answer, its end token included.
+      size: of its files, bytes.
+      source: where the numbers come from, and which of them are guesses.
+    """
+
+    examples: Mapping[str, int]
+    prompt: float
+    completion: float
+    size: int
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A controlled comparison.
 
@@ -113,6 +132,8 @@ class Study:
       published: numbers of the paper that is reproduced. Only verified ones.
       prepare: called before anything else, in every process; writes data that the study generates. Called again it
         must find its files and return at once.
+      architectures: the config.json of hub models, for estimates of cost where they are not on disk.
+      datasets: the same for data sets, by name.
     """
 
     name: str
@@ -124,3 +145,5 @@ class Study:
     notes: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
     prepare: Callable[[], None] | None = None
+    architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    datasets: Mapping[str, PublishedData] = field(default_factory=dict)
