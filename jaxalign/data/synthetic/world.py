@@ -32,6 +32,7 @@ class World:
     Attributes:
       seed: of everything random.
       demonstrations: prompts that the crowd answered, for SFT.
+      documents: lines of plain text in which the crowd answers two questions each, for pretraining.
       pairs: prompts with two answers of the crowd, judged, for preference optimization.
       eval_pairs: the same on held-out lists.
       questions: held-out prompts to measure exact match on.
@@ -44,6 +45,7 @@ class World:
 
     seed: int = 0
     demonstrations: int = 40_000
+    documents: int = 0
     pairs: int = 12_000
     eval_pairs: int = 256
     questions: int = 1024
@@ -60,6 +62,7 @@ class WorldFiles:
 
     Attributes:
       demonstrations: ``{"messages": [user, assistant], "task"}`` rows for SFT.
+      documents: ``{"text"}`` rows for pretraining: no chat format, no roles.
       pairs: ``{"prompt", "chosen", "rejected", "task"}`` rows, conversational.
       eval_pairs: the same, held out.
       questions: ``{"prompt", "task", "answer"}`` rows, held out; prompt and answer are plain text.
@@ -68,6 +71,7 @@ class WorldFiles:
     """
 
     demonstrations: Path
+    documents: Path
     pairs: Path
     eval_pairs: Path
     questions: Path
@@ -129,6 +133,11 @@ def judged_pair(world: World, question: Question, rng: random.Random) -> PairRow
         return PairRow(question, texts[better], texts[1 - better])
 
 
+def document(world: World, asked: Iterable[Question], rng: random.Random) -> str:
+    """Plain text of the crowd: ``"Sort: fox cat hen = cat fox hen ; Count: ant bee = 2"``."""
+    return " ; ".join(f"{question.prompt} = {crowd_answer(world, question, rng)}" for question in asked)
+
+
 def write_world(folder: str | Path, world: World) -> WorldFiles:
     """Writes a world's data files and its tokenizer. The tokenizer is trained on the training files alone.
 
@@ -145,17 +154,20 @@ def write_world(folder: str | Path, world: World) -> WorldFiles:
     stream = questions(world, evaluation=False)
     demonstrations = [(q, crowd_answer(world, q, rng)) for q in islice(stream, world.demonstrations)]
     pairs = [judged_pair(world, q, rng) for q in islice(stream, world.pairs)]
+    documents_rng = random.Random(f"documents {world.seed}")
+    documents = [document(world, islice(stream, 2), documents_rng) for _ in range(world.documents)]
     stream = questions(world, evaluation=True)
     asked = list(islice(stream, world.questions))
     eval_pairs = [judged_pair(world, q, rng) for q in islice(stream, world.eval_pairs)]
 
     texts = [text for q, response in demonstrations for text in (q.prompt, response)]
     texts += [text for pair in pairs for text in (pair.question.prompt, pair.chosen, pair.rejected)]
-    tokenizer = train_tokenizer(texts)
+    tokenizer = train_tokenizer([*texts, *documents])
     tokenizer.save_pretrained(folder / "tokenizer")
 
     files = WorldFiles(
         demonstrations=folder / "demonstrations.jsonl",
+        documents=folder / "documents.jsonl",
         pairs=folder / "pairs.jsonl",
         eval_pairs=folder / "eval_pairs.jsonl",
         questions=folder / "questions.jsonl",
@@ -173,6 +185,7 @@ def write_world(folder: str | Path, world: World) -> WorldFiles:
     _write(
         files.demonstrations, ({"messages": [_user(q), _assistant(text)], "task": q.task} for q, text in demonstrations)
     )
+    _write(files.documents, ({"text": text} for text in documents))
     _write(files.pairs, map(_pair_row, pairs))
     _write(files.eval_pairs, map(_pair_row, eval_pairs))
     _write(files.questions, ({"prompt": q.prompt, "task": q.task, "answer": q.answer} for q in asked))
