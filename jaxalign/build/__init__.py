@@ -3,7 +3,7 @@
 Each function is what a verb of the command does, and can be called from Python just so.
 """
 
-from jaxalign.build.analyse import token_credit
+from jaxalign.build.analyse import token_credit, token_shift
 from jaxalign.build.data import CheckedData, check_data
 from jaxalign.build.evaluate import evaluate
 from jaxalign.build.export import convert
@@ -22,5 +22,6 @@ __all__ = [
     "generate",
     "generations",
     "token_credit",
+    "token_shift",
     "train",
 ]

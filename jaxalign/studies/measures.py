@@ -1,55 +1,26 @@
-"""The measures that studies are made of: each function gives a `Measure` with its settings.
-
-Settings name files by the hash of what is in them, read when they are asked for: a study may generate its data first.
-"""
+"""The measures that studies are made of: each function gives a `Measure` with its settings."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign import build
-from jaxalign.config import RunConfig, from_dict, to_dict
+from jaxalign.config import from_dict, to_dict
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.degeneration import MOST_UNENDED
-from jaxalign.evaluation.outcome import Metric, Outcome
-from jaxalign.methods import Layout, get_method
+from jaxalign.evaluation.outcome import Outcome
+from jaxalign.evaluation.token_shift import MIN_COUNT, TOP
+from jaxalign.studies.held_out import held_out
+from jaxalign.studies.measure_settings import Settings
 from jaxalign.studies.study import Measure, Subject
-from jaxalign.training.metrics import read_metrics
+
+__all__ = ["generations", "held_out", "token_shift"]
 
 Data = str | Path | Sequence[str | Path]
 """A file, folder, glob or data set's name, or several."""
-
-
-def held_out(config: RunConfig | Mapping[str, Mapping[str, Any]] | None = None, *, always: bool = False) -> Measure:
-    """Loss, rewards, ranking accuracies, log-probabilities and divergence on held-out preference data.
-
-    Of a trained model they are those that its last stage measured of the exported weights, on its own held-out data.
-
-    Args:
-      config: sections of a configuration with held-out data, for models that have no such stage: those that the study
-        did not train, and those whose last stage learned no preference (SFT). The model, and the reference where the
-        method has one, are filled in.
-      always: measure every model with `config`, whatever its own stage measured: the same data and the same method.
-    """
-    tree = to_dict(config) if isinstance(config, RunConfig) else config
-
-    def run(subject: Subject) -> Outcome:
-        own = subject.config if subject.run is not None else None
-        if own is not None and not always and (tree is None or _learns_preferences(own)):
-            return _recorded(subject, own)
-        if tree is None:
-            raise ConfigError(
-                f"held_out: {subject.model} was not trained in this study, so it has no held-out data of its own, "
-                "expected a configuration with some: held_out(config={'data': ..., 'method': ...})."
-            )
-        return _evaluated(subject, tree)
-
-    return Measure(name="held_out", run=run, settings=_Settings({"config": tree, "always": always}))
 
 
 def generations(
@@ -62,15 +33,13 @@ def generations(
     top_k: int = 0,
     chat: bool = False,
     chat_template: str | None = None,
-    divergence: bool = True,
+    against: str | None = "reference",
     most_unended: float = MOST_UNENDED,
     batch_size: int = 16,
     dtype: str = "bfloat16",
     name: str = "generations",
 ) -> Measure:
-    """Sampled answers: length, repetition, end tokens, degeneration, and their divergence from the reference.
-
-    The reference is that of the last stage, or where the method had none the model that the stage began from.
+    """Sampled answers: length, repetition, end tokens, degeneration, and their divergence from another model.
 
     Args:
       prompts: data with a ``prompt`` (a text, or a conversation) in each row.
@@ -81,7 +50,9 @@ def generations(
       top_k: draw from the k most probable tokens; 0 = all.
       chat: treat a text as a user's message.
       chat_template: path, text, or ``chatml``; None = each model's own.
-      divergence: measure it; costs a pass of both models.
+      against: from what the divergence is measured: ``reference``, that of the last stage; ``start``, the model that
+        the stage began from; or a folder or hub id. Each of the two stands in where there is no other. None = from
+        nothing.
       most_unended: share of answers without an end token from which on a model counts as degenerate; 1 = never.
       batch_size: prompts decoded together.
       dtype: of the arithmetic.
@@ -94,16 +65,17 @@ def generations(
         "top_p": top_p,
         "top_k": top_k,
         "chat": chat,
-        "divergence": divergence,
         "most_unended": most_unended,
         "dtype": dtype,
+        "prompts": _texts(prompts),
+        "chat_template": chat_template,
     }
 
     def run(subject: Subject) -> Outcome:
-        return build.generations(
+        outcome = build.generations(
             subject.model,
             _texts(prompts),
-            reference=(subject.reference or subject.start) if divergence else None,
+            reference=_other(subject, against),
             count=count,
             sampling=build.Sampling(
                 max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=subject.seed
@@ -115,146 +87,86 @@ def generations(
             dtype=dtype,
             out=subject.out,
         )
+        return dataclasses.replace(outcome, protocol={**outcome.protocol, "against": against})
 
-    files = {"prompts": _texts(prompts), "chat_template": [] if chat_template is None else [chat_template]}
-    return Measure(name=name, run=run, settings=_Settings(settings, files))
-
-
-def _recorded(subject: Subject, config: RunConfig) -> Outcome:
-    """What the last stage measured of the weights that it exported."""
-    assert subject.run is not None
-    manifest = json.loads((subject.run / "manifest.json").read_text(encoding="utf-8"))
-    step = manifest.get("exported_step")
-    rows = [row for row in read_metrics(subject.run) if row["step"] == step]
-    found = {name: value for row in rows for name, value in row.items() if name.startswith("eval_")}
-    found = {name: value for name, value in (found or manifest.get("metrics", {})).items() if value is not None}
-    if not found:
-        raise ConfigError(
-            f"held_out: the run in {subject.run} has no held-out data. Set data.eval or data.eval_size of its stage."
-        )
-    data = manifest["data"]["eval"]
-    return Outcome(
-        metrics=_metrics(found, data["examples"]),
-        protocol={
-            "data_hash": data["data_hash"],
-            "template_hash": data["template_hash"],
-            "tokenizer_hash": data["tokenizer_hash"],
-            "method": config.method.name,
-        },
-        notes=() if step is not None or not config.train.best_metric else ("of the last step, not of the best",),
-    )
+    return Measure(name=name, run=run, settings=_settings(settings, against))
 
 
-def _evaluated(subject: Subject, tree: Mapping[str, Mapping[str, Any]]) -> Outcome:
-    """What a configuration's data and method tell of a model."""
-    sections = {name: dict(section) for name, section in tree.items()}
-    model, reference = sections.setdefault("model", {}), sections.setdefault("reference", {})
-    model["path"] = subject.model
-    against = subject.reference or subject.start
-    needed = get_method(sections.get("method", {}).get("name", "dpo")).needs_reference
-    chosen = reference.get("source", "auto")
-    if needed and against is not None and chosen in ("auto", "policy"):
-        reference["source"], reference["mode"] = against, "auto"
-    if reference.get("cache_dir") is None:
-        cache = subject.config.reference.cache_dir if subject.config else None
-        reference["cache_dir"] = cache or str(subject.out / "cache")
-    config = from_dict(sections)
-    data = build.check_data(config)
-    found = dict(build.evaluate(config))
-    notes = []
-    if needed and config.reference.source in ("auto", "policy"):
-        # Against itself all rewards are 0 and no pair is ranked: no finding, so nothing is told.
-        found = {name: value for name, value in found.items() if not name.startswith(("eval_rewards/", "eval_kl/"))}
-        found.pop("eval_loss", None)
-        notes.append("the model is its own reference: it has no rewards and no divergence")
-    report = data.sets["eval"][1]
-    return Outcome(
-        metrics=_metrics(found, report.examples),
-        protocol={
-            "data_hash": report.data_hash,
-            "template_hash": report.template_hash,
-            "tokenizer_hash": report.tokenizer_hash,
-            "method": config.method.name,
-        },
-        notes=notes,
-    )
+def token_shift(
+    data: Data | Mapping[str, Any] | None = None,
+    *,
+    against: str = "start",
+    count: int | None = None,
+    min_count: int = MIN_COUNT,
+    top: int = TOP,
+    chat_template: str | None = None,
+    batch_size: int = 8,
+    dtype: str = "bfloat16",
+    name: str = "token_shift",
+) -> Measure:
+    """How far tokens moved on given completions, by vocabulary id, and how likely the end token is at their ends.
+
+    Args:
+      data: preference pairs, or the section ``data`` of a configuration, ``{"eval": [...], "max_length": 2048}``.
+        None = each model's own held-out data, which a model that the study did not train lacks.
+      against: as in `generations`. It must have the model's tokenizer.
+      count: examples, the first ones; None = all.
+      min_count: places where a token must stand to be ranked.
+      top: tokens listed.
+      chat_template: path, text, or ``chatml``; None = that of the run, or of the model.
+      batch_size: examples scored together.
+      dtype: of the arithmetic.
+      name: of the measure, where a study has several of these.
+    """
+    section = data if data is None or isinstance(data, Mapping) else {"train": _texts(data)}
+    if section is not None and "train" not in section:  # a configuration names training data
+        section = {**section, "train": section.get("eval", [])}
+    settings = {
+        "data": section,
+        "chat_template": chat_template,
+        "count": count,
+        "min_count": min_count,
+        "top": top,
+        "dtype": dtype,
+    }
+
+    def run(subject: Subject) -> Outcome:
+        if section is None and subject.config is None:
+            raise ConfigError(
+                f"{name}: {subject.model} was not trained in this study, so it has no held-out data of its own, "
+                "expected some: token_shift(data=FILE)."
+            )
+        tree = {} if section is not None or subject.config is None else to_dict(subject.config)
+        if section is not None:
+            tree = {"data": dict(section), "method": {"name": "dpo"}}
+        model = {"path": subject.model, "dtype": dtype}
+        template = chat_template or tree.get("model", {}).get("chat_template")
+        other = _other(subject, against) or subject.model
+        tree["model"] = model if template is None else {**model, "chat_template": template}
+        tree["reference"] = {"source": other, "mode": "live"}
+        tree["evaluation"] = {"batch_size": batch_size}
+        found = build.token_shift(from_dict(tree), model=subject.model, count=count, min_count=min_count, top=top)
+        notes = [] if other != subject.model else ["there is no other model, so the shifts are 0"]
+        return dataclasses.replace(found, protocol={**found.protocol, "against": against}, notes=[*found.notes, *notes])
+
+    return Measure(name=name, run=run, settings=_settings(settings, against))
 
 
-def _learns_preferences(config: RunConfig) -> bool:
-    return get_method(config.method.name).layout is not Layout.SINGLE
+def _other(subject: Subject, against: str | None) -> str | None:
+    """The model that a model is compared with, if there is one."""
+    if against == "reference":
+        return subject.reference or subject.start
+    if against == "start":
+        return subject.start or subject.reference
+    return against
 
 
-_KINDS: tuple[tuple[str, str, bool | None], ...] = (
-    ("loss", "nats", False),
-    ("rewards/accuracies", "share", True),
-    ("rewards/", "reward", None),
-    ("ranking/reference", "share", None),
-    ("ranking/", "share", True),
-    ("kl/token", "nats/token", None),
-    ("kl/", "nats", None),
-    ("logps/", "nats", None),
-    ("lengths/", "tokens", None),
-)
-"""How names begin, with the unit and whether higher is better; the first that fits."""
-
-
-def _metrics(found: Mapping[str, float], count: int) -> dict[str, Metric]:
-    """Held-out metrics by their names without ``eval_``. Shares of examples have a standard error."""
-    metrics = {}
-    for full, value in found.items():
-        name = full.removeprefix("eval_")
-        unit, better = next((u, b) for start, u, b in (*_KINDS, ("", "", None)) if name.startswith(start))
-        is_share = unit == "share" and 0 <= value <= 1
-        stderr = math.sqrt(value * (1 - value) / count) if is_share else None
-        metrics[name] = Metric(value=value, n=count, stderr=stderr, higher_is_better=better, unit=unit)
-    return metrics
+def _settings(values: Mapping[str, Any], against: str | None) -> Settings:
+    """The settings of a measure that compares models: a role stands for itself, a model for its content."""
+    if against in (None, "reference", "start"):
+        return Settings({**values, "against": against})
+    return Settings(values, {"against": against})
 
 
 def _texts(data: Data) -> list[str]:
     return [str(data)] if isinstance(data, str | Path) else [str(each) for each in data]
-
-
-class _Settings(Mapping[str, Any]):
-    """Settings of a measure, with files by the hash of what is in them; they are read when this is."""
-
-    def __init__(self, values: Mapping[str, Any], files: Mapping[str, Sequence[str]] | None = None):
-        self._values, self._files = dict(values), dict(files or {})
-
-    def __getitem__(self, name: str) -> Any:
-        return (
-            [_content(each) for each in self._files[name]]
-            if name in self._files
-            else _with_contents(self._values[name])
-        )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((*self._values, *self._files))
-
-    def __len__(self) -> int:
-        return len(self._values) + len(self._files)
-
-
-def _with_contents(value: Any) -> Any:
-    """JSON values in which each name of a file is the hash of its content."""
-    if isinstance(value, Mapping):
-        return {name: _with_contents(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_contents(each) for each in value]
-    return _content(value) if isinstance(value, str) and Path(value).is_file() else value
-
-
-def _content(name: str) -> str:
-    """The hash of a file's content, or of a folder's files; what is neither (a data set, a text) stands for itself."""
-    path = Path(name).expanduser()
-    try:
-        files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else None
-    except OSError:  # a text that is too long for a name
-        files = None
-    if files is None:
-        return name
-    digest = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            digest.update(f"{file.relative_to(path)}\0".encode() if path.is_dir() else b"")
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return f"sha256:{digest.hexdigest()[:32]}"

@@ -7,6 +7,7 @@ import importlib
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,7 +67,7 @@ def test_every_divergence_equals_a_loop_in_float64(world, sampled):
         padded = np.pad(tokens, ((0, 0), (0, 64 - tokens.shape[1])))
         logs = []
         for policy, variables in models:
-            logits = np.asarray(policy.logits(variables, padded), np.float64)[0]
+            logits = np.asarray(policy.logits(variables, jnp.asarray(padded)), np.float64)[0]
             logs.append(logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)))
             logs[-1] -= logits.max(-1, keepdims=True)
         own, theirs = logs

@@ -8,10 +8,12 @@ import pytest
 
 from jaxalign import build
 from jaxalign.config import to_dict
+from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.outcome import Outcome
 from jaxalign.studies import measures
 from jaxalign.studies.study import Subject
+from tests.build.conftest import Judge, written_pairs
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,76 @@ def test_a_start_is_measured_by_the_configuration(run, world, configure, tmp_pat
     assert found.metrics["logps/chosen"].value == pytest.approx(wanted["eval_logps/chosen"], abs=1e-3)
     assert not any(name.startswith(("rewards/", "kl/", "loss")) for name in found.metrics)
     assert found.notes
+
+
+def test_token_shift_equals_the_plain_path(run, world, tmp_path):
+    """The mean shift of each completion, and its end token, one sequence at a time."""
+    subject = subject_of(run, world, tmp_path)
+    found = measures.token_shift(min_count=3, top=1000, dtype="float32").run(subject)
+    policy, reference = Judge.of(run.workdir / "export"), Judge.of(world.model)
+    pairs = {pair["prompt"]: pair for pair in written_pairs()}
+    examples = build.check_data(run.config).held_out
+    wanted = {name: [] for name in ("shift/chosen", "shift/rejected", "end/logp/chosen", "end/margin")}
+    for example in examples:
+        prompt = load_tokenizer(world.model).decode(example.prompt).removeprefix("<s>")
+        own, theirs = policy.pair_logps(pairs[prompt]), reference.pair_logps(pairs[prompt])
+        for name, k in (("shift/chosen", 0), ("shift/rejected", 1)):
+            wanted[name].append((own[k] - theirs[k]).mean())
+        wanted["end/logp/chosen"].append(own[0][-1])
+        wanted["end/margin"].append(own[0][-1] - own[1][-1])
+    for name, values in wanted.items():
+        assert found.metrics[name].values == pytest.approx(values, abs=1e-4), name
+    end = next(row for row in found.details["top_tokens"] if row["token"] == "</s>")
+    assert end["count"] == 2 * len(examples)
+    assert found.protocol["data_hash"] == run.manifest["data"]["eval"]["data_hash"]
+    assert (found.protocol["against"], found.notes) == ("start", [])
+    json.dumps(found.as_dict(), allow_nan=False)
+
+    given = measures.token_shift(world.pairs, count=4, dtype="float32", min_count=1000)
+    other = given.run(subject)
+    assert other.metrics["shift/chosen"].n == 4
+    assert other.notes == ["no token stands in 1000 places, so none is ranked"]
+    start = given.run(Subject(model=str(world.model), out=tmp_path))
+    assert start.metrics["shift/chosen"].values == [0.0] * 4
+    assert other.metrics["end/reference_logp/chosen"] == start.metrics["end/logp/chosen"]
+    with pytest.raises(ConfigError, match="no held-out data of its own"):
+        measures.token_shift().run(Subject(model=str(world.model), out=tmp_path))
+    with pytest.raises(ConfigError, match="whose tokenizer is not the policy's"):
+        measures.token_shift(world.pairs, against=str(world.foreign)).run(subject)
+
+
+def test_generations_are_measured_from_the_reference_or_the_start(world, tmp_path, monkeypatch):
+    """What the measure asks for; what comes of it, tests/build/test_generations.py tells."""
+    asked = []
+    monkeypatch.setattr(build, "generations", lambda *a, **k: asked.append((a, k)) or Outcome(metrics={}))
+    measure = measures.generations(world.pairs, count=3, temperature=0.5, name="texts")
+    both = {"model": "m", "start": "s", "out": tmp_path, "seed": 7}
+    for against, subject, other in (
+        ("reference", Subject(**both, reference="r"), "r"),
+        ("reference", Subject(**both), "s"),
+        ("start", Subject(**both, reference="r"), "s"),
+        ("reference", Subject(model="m", out=tmp_path), None),
+        (None, Subject(**both, reference="r"), None),
+        ("twin", Subject(**both, reference="r"), "twin"),
+    ):
+        outcome = measures.generations(world.pairs, count=3, temperature=0.5, against=against).run(subject)
+        assert outcome.protocol["against"] == against
+        (arguments, options) = asked[-1]
+        assert arguments == ("m", [str(world.pairs)])
+        assert options["reference"] == other
+        assert (options["count"], options["sampling"].temperature, options["out"]) == (3, 0.5, tmp_path)
+        assert options["sampling"].seed == subject.seed
+    assert measure.name == "texts"
+
+
+def test_settings_know_models_by_their_content(world):
+    def settings(against):
+        return dict(measures.generations(world.pairs, against=against).settings)
+
+    assert settings("start")["against"] == "start"
+    assert settings(None)["against"] is None
+    assert settings(str(world.twin)) != settings(str(world.model))
+    assert str(world.folder) not in json.dumps(settings(str(world.twin)))
 
 
 def test_settings_know_files_by_their_content(tmp_path):
