@@ -1,7 +1,7 @@
 """AlpacaEval: a judge compares the model's answers with a baseline's; the win rate is the mean of its preferences.
 
-Li et al., 2023; Dubois et al., 2024. The judge is asked as alpaca_eval's ``weighted_alpaca_eval_gpt4_turbo`` asks it: the
-two answers in an order drawn from the instruction, one token, and the preference is the probability of that token.
+Li et al., 2023; Dubois et al., 2024. The judge is asked as by alpaca_eval's ``weighted_alpaca_eval_gpt4_turbo``: the
+answers in an order drawn from the instruction, one token, and the preference is the probability of that token.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def annotate(
       JaxalignError: it stopped answering; what it answered is kept.
     """
     weighted = judge.has_logprobs()
-    # Of a weighted preference the temperature changes nothing; it is alpaca_eval's. A letter alone is the likeliest one,
-    # after whatever space the model begins with.
+    # The temperature changes no log-probability; it is alpaca_eval's. A letter alone is the likeliest one, after
+    # whatever space the model begins with.
     options = {"max_tokens": 1, "temperature": 1.0, "top_logprobs": 5} if weighted else {"max_tokens": 8}
     asked: dict[int, Request] = {}
     for i, instruction in enumerate(evaluation.instructions):
@@ -231,10 +231,12 @@ def leaderboard(outcome: Outcome) -> dict[str, float]:
     }
     row = {name: outcome.details[name] for name in ("n_wins", "n_wins_base", "n_draws", "n_total")}
     for ours, (theirs, error) in names.items():
-        if ours in outcome.metrics:
-            row[theirs] = 100 * outcome.metrics[ours].value
-            if error is not None and outcome.metrics[ours].stderr is not None:
-                row[error] = 100 * outcome.metrics[ours].stderr
+        metric = outcome.metrics.get(ours)
+        if metric is None:
+            continue
+        row[theirs] = 100 * metric.value
+        if error is not None and metric.stderr is not None:
+            row[error] = 100 * metric.stderr
     row["avg_length"] = int(outcome.metrics["answer_length"].value)
     return row
 

@@ -1,4 +1,4 @@
-"""AlpacaEval's files: the evaluation set with the baseline's outputs, a model's outputs, annotations, the judge's prompt.
+"""AlpacaEval's files: the evaluation set with the baseline's outputs, a model's outputs, annotations, judge prompts.
 
 None of them is part of this package: they are read from where the user has them.
 """

@@ -1,7 +1,7 @@
 """AlpacaEval 2's length-controlled win rate: what the win rate would be if both answers were equally long.
 
-Dubois et al., 2024, "Length-Controlled AlpacaEval"; ``length_controlled_v1`` in alpaca_eval's ``metrics/glm_winrate.py``:
-a logistic regression of the preferences on the difference of lengths, the instruction's difficulty and a constant, with
+Dubois et al., 2024, "Length-Controlled AlpacaEval"; ``length_controlled_v1`` in alpaca_eval's ``glm_winrate.py``: a
+logistic regression of the preferences on the difference of lengths, the instruction's difficulty and a constant, with
 an L1 penalty whose strength is found by cross-validation. The difficulties, and answers of baselines that were made
 longer and shorter on purpose, come from a file of alpaca_eval's (``df_gamed.csv``).
 """
@@ -77,7 +77,7 @@ def read_length_control(path: str | Path) -> LengthControl:
 
 def length_controlled(
     control: LengthControl,
-    preferences: Sequence[float],
+    preferences: Sequence[float] | np.ndarray,
     baseline_lengths: Sequence[int],
     model_lengths: Sequence[int],
 ) -> np.ndarray:

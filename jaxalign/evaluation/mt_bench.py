@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.journal import write_lines
 from jaxalign.evaluation.judge import Judge
 from jaxalign.evaluation.mt_bench_files import Answer, MtBench, file_name
@@ -38,7 +38,8 @@ def mt_bench(
 ) -> Outcome:
     """Judges a model's answers: each turn by itself, and against another model's answers where these are given.
 
-    Metrics (`values` are those of the questions, in the file's order, NaN where no verdict was found):
+    Metrics (`values` are those of the questions, in the file's order, NaN where no verdict was found; one that nothing
+    is known of is left out):
       score: mean over all judged turns, 1 to 10; score/turn_1, score/turn_2, score/CATEGORY: of a part.
       win_rate: share of turns won against the baseline, ties counting one half (FastChat's win_rate_adjusted);
         win_rate/turn_1, ...; wins, losses, ties: shares; a win or loss needs both orders to agree.
@@ -60,6 +61,7 @@ def mt_bench(
 
     Raises:
       ConfigError: the judge cannot be asked, or `repeats` is not positive, or the baseline has the model's name.
+      DataError: there is not one verdict.
       JaxalignError: the judge stopped answering; what it answered is kept.
     """
     if repeats < 1:
@@ -69,6 +71,8 @@ def mt_bench(
     folder = Path(out) / "mt_bench" / "model_judgment"
     rounds = grade(bench, model, answers, judge, repeats=repeats)
     _write(folder, judge, "single", rounds)
+    if rounds[0] and all(judgment.row["score"] == UNREAD for one in rounds for judgment in one):
+        raise DataError(f"not one judgment of {judge.settings.model} holds a score; read them in {folder}.")
     metrics = _score_metrics(bench, rounds)
     judged = [judgment for one in rounds for judgment in one]
     unread = [judgment.row["score"] == UNREAD for judgment in judged]
@@ -90,7 +94,7 @@ def mt_bench(
     if baseline is not None:
         notes += _too_long_notes(bench, baseline[1], baseline[0])
     return Outcome(
-        metrics=metrics,
+        metrics={name: metric for name, metric in metrics.items() if metric.n},
         protocol={
             "benchmark": "MT-Bench",
             "files": dict(bench.hashes),
@@ -112,7 +116,7 @@ def mt_bench(
 def answers_only(bench: MtBench, answers: Answers, protocol: Mapping[str, Any] | None = None) -> Outcome:
     """What can be said of answers that nobody has judged."""
     return Outcome(
-        metrics=answer_metrics(bench, answers),
+        metrics={name: metric for name, metric in answer_metrics(bench, answers).items() if metric.n},
         protocol={
             "benchmark": "MT-Bench",
             "files": dict(bench.hashes),

@@ -51,22 +51,19 @@ TEMPERATURES = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question of two turns.
+    """A question of one or more turns.
 
     Attributes:
-      id: 81 to 160.
+      id: MT-Bench's are 81 to 160.
       category: ``"writing"``, ...
       turns: what the user says.
+      temperature: of sampling its answers.
     """
 
     id: int
     category: str
     turns: tuple[str, ...]
-
-    @property
-    def temperature(self) -> float:
-        """Of sampling its answers."""
-        return TEMPERATURES.get(self.category, 0.7)
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,10 @@ def read_mt_bench(folder: str | Path, *, reference: str = "gpt-4", limit: int | 
     if problems:
         raise DataError(problems)
     try:
-        questions = [Question(row["question_id"], row["category"], tuple(row["turns"])) for row in rows["questions"]]
+        questions = [
+            Question(row["question_id"], row["category"], tuple(row["turns"]), TEMPERATURES.get(row["category"], 0.7))
+            for row in rows["questions"]
+        ]
         prompts = {row["name"]: row for row in rows["prompts"]}
         references = {row["question_id"]: tuple(row["choices"][0]["turns"]) for row in rows["references"]}
     except (KeyError, TypeError, IndexError) as error:
