@@ -1,0 +1,251 @@
+"""Means over seeds, paired differences with everything else equal, and what holds after correction."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from jaxalign.evaluation.statistics import Paired, holm, seeds_alone, seeds_and_items, wilson
+from jaxalign.studies.results import SEED, Group, Results, degenerate, is_score, metric_of
+from jaxalign.studies.study import Label
+
+LEVEL = 0.05
+"""Differences whose corrected p is below it are said to hold."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of a setting.
+
+    Attributes:
+      value: mean over the seeds; None where there is none.
+      low: lower end of its 95 % interval; None where nothing tells the spread.
+      high: upper end.
+      seeds: rows it is the mean of.
+      items: items a row was measured on.
+      degenerate: rows left out of it because their model writes no language.
+      mixed: the rows were measured in different ways, so there is no mean.
+      unit: of the value.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+    items: int
+    degenerate: int
+    mixed: bool
+    unit: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of two settings, or of two compared values over several settings.
+
+    Attributes:
+      first: compared value, or labels, of the minuend.
+      second: those of the subtrahend.
+      context: the labels that both have; of a mean over settings, None.
+      value: first - second.
+      paired: with its interval and p; None where nothing tells the spread.
+      adjusted: p after Holm's correction over its table; None where there is no p.
+      seeds: pairs of rows.
+      items: items compared one by one; 0 where the rows do not have their values.
+      settings: settings it is the mean of.
+    """
+
+    first: Label
+    second: Label
+    context: Mapping[str, Label] | None
+    value: float
+    paired: Paired | None
+    adjusted: float | None
+    seeds: int
+    items: int
+    settings: int = 1
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is not zero, after correction."""
+        return self.adjusted is not None and self.adjusted < LEVEL
+
+
+def estimate(results: Results, group: Group, name: str) -> Estimate:
+    """The group's mean of a metric, ``"MEASURE/METRIC"``, with its interval."""
+    rows = [row for row in group.rows if metric_of(row, name)]
+    metrics = [metric_of(row, name) or {} for row in rows]
+    unit = metrics[0].get("unit", "share") if metrics else results.metrics.get(name, {}).get("unit", "share")
+    lost = sum(bool(degenerate(row)) for row in group.rows) if is_score(results.metrics.get(name, {})) else 0
+    if lost:
+        rows = [row for row in rows if not degenerate(row)]
+        metrics = [metric_of(row, name) or {} for row in rows]
+    items = max((metric.get("n", 0) for metric in metrics), default=0)
+    if len({results.protocol(row, name.partition("/")[0]) for row in rows}) > 1:
+        return Estimate(None, None, None, len(rows), items, lost, True, unit)
+    if not rows:
+        return Estimate(None, None, None, 0, 0, lost, False, unit)
+    values = _table([metric.get("values") for metric in metrics])
+    if values is not None:
+        found = seeds_and_items(values)
+        if unit == "share" and (values == values[0, 0]).all() and values[0, 0] in (0.0, 1.0):
+            # All right or all wrong: the bootstrap would give a point, which no finite number of items allows.
+            found = Paired(*wilson(int(values[0].sum()), values.shape[1]), p=1.0)
+        # The mean of the items, unless the measure weighs them, or left some out.
+        value = float(np.mean([metric["value"] for metric in metrics]))
+        gap = value - float(values.mean())
+        if found is not None and abs(gap) > 1e-9:
+            found = Paired(value, found.low + gap, found.high + gap, found.p)
+    else:
+        found = seeds_alone([metric["value"] for metric in metrics], [_stderr(metric) for metric in metrics])
+        value = float(np.mean([metric["value"] for metric in metrics]))
+    low, high = (None, None) if found is None else (found.low, found.high)
+    if unit == "share" and low is not None and high is not None and 0 <= value <= 1:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(value, low, high, len(rows), items, lost, False, unit)
+
+
+def by_setting(results: Results, name: str, label: str) -> list[Difference]:
+    """Differences of all pairs of a label's values, in each setting that both have; Holm over all of them."""
+    return corrected([difference for _, _, difference in _pairs(results, name, label)])
+
+
+def over_settings(results: Results, name: str, label: str) -> list[Difference]:
+    """Differences of all pairs of a label's values, each the mean over the settings that both have; Holm over them.
+
+    Means are over rows that both values have of the same seed in every one of these settings.
+    """
+    families: dict[tuple[Label, Label], list[tuple[_Pairing, Difference]]] = {}
+    for pairing, key, difference in _pairs(results, name, label):
+        families.setdefault(key, []).append((pairing, difference))
+    found = []
+    for (first, second), members in families.items():
+        pooled = _pool([pairing for pairing, _ in members])
+        if pooled is not None:
+            found.append(_difference(pooled, first, second, None, settings=len(members)))
+    return corrected(found)
+
+
+def best_of(results: Results, name: str, groups: Sequence[Group]) -> tuple[Group, dict[int, Difference | None]] | None:
+    """The best of settings that were measured in the same way, and how far each of the others is from it.
+
+    Returns:
+      The best, and ``id(other) -> best - other`` with Holm's correction over all of them (None where the two have no
+      seed in common); None where the metric has no direction or nobody has a value.
+    """
+    higher = results.metrics.get(name, {}).get("higher_is_better")
+    values = [(estimate(results, group, name).value, group) for group in groups]
+    known = [(value, group) for value, group in values if value is not None]
+    if higher is None or not known:
+        return None
+    best = (max if higher else min)(known, key=lambda pair: pair[0])[1]
+    others = [group for _, group in known if group is not best]
+    pairings = [pair_up(best, other, name) for other in others]
+    tested = corrected([_difference(p, "best", "other", None) for p in pairings if p is not None])
+    left = iter(tested)
+    pairs = zip(others, pairings, strict=True)
+    return best, {id(other): next(left) if pairing is not None else None for other, pairing in pairs}
+
+
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """With Holm's correction over those that have a p."""
+    tested = [difference.paired.p for difference in differences if difference.paired is not None]
+    adjusted = iter(holm(tested))
+    return [replace(d, adjusted=None if d.paired is None else next(adjusted)) for d in differences]
+
+
+@dataclass(frozen=True)
+class _Pairing:
+    """Rows of two settings with the same seed: seed -> difference of means, of items where known, of variances."""
+
+    means: Mapping[Label | None, float]
+    items: Mapping[Label | None, np.ndarray | None]
+
+
+def pair_up(first: Group, second: Group, name: str) -> _Pairing | None:
+    """Pairs the rows of two settings by their seed; None where they have none in common.
+
+    A setting without the label seed and with one row, such as a model that is measured as it is, pairs with every seed.
+    """
+    ours, theirs = _by_seed(first, name), _by_seed(second, name)
+    if set(theirs) == {None}:
+        theirs = dict.fromkeys(ours, theirs[None])
+    elif set(ours) == {None}:
+        ours = dict.fromkeys(theirs, ours[None])
+    common = [seed for seed in ours if seed in theirs]
+    if not common:
+        return None
+    means = {seed: ours[seed]["value"] - theirs[seed]["value"] for seed in common}
+    items: dict[Label | None, np.ndarray | None] = {}
+    for seed in common:
+        table = _table([ours[seed].get("values"), theirs[seed].get("values")])
+        items[seed] = None if table is None else table[0] - table[1]
+    return _Pairing(means, items)
+
+
+def _by_seed(group: Group, name: str) -> dict[Label | None, Mapping]:
+    found: dict[Label | None, Mapping] = {}
+    for row in group.rows:
+        metric = metric_of(row, name)
+        if metric is not None and not (is_score(metric) and degenerate(row)):
+            found.setdefault(row["labels"].get(SEED), metric)
+    return found
+
+
+def _pairs(results: Results, name: str, compare: str) -> Iterator[tuple[_Pairing, tuple[Label, Label], Difference]]:
+    measure = name.partition("/")[0]
+    for first, second in itertools.combinations(results.values(compare), 2):
+        ours = [group for group in results.groups if group.labels.get(compare) == first]
+        theirs = [group for group in results.groups if group.labels.get(compare) == second]
+        for one, other in itertools.product(ours, theirs):
+            common = [label for label in one.labels if label in other.labels and label != compare]
+            if any(one.labels[label] != other.labels[label] for label in common):
+                continue
+            ways = {results.protocol(row, measure) for row in (*one.rows, *other.rows) if metric_of(row, name)}
+            pairing = pair_up(one, other, name) if len(ways) == 1 else None
+            if pairing is not None:
+                context = {label: group.labels[label] for group in (other, one) for label in group.labels}
+                context = {label: context[label] for label in results.labels if label in context and label != compare}
+                yield pairing, (first, second), _difference(pairing, first, second, context)
+
+
+def _pool(pairings: Sequence[_Pairing]) -> _Pairing | None:
+    seeds = [seed for seed in pairings[0].means if all(seed in pairing.means for pairing in pairings)]
+    if not seeds:
+        return None
+    means = {seed: float(np.mean([pairing.means[seed] for pairing in pairings])) for seed in seeds}
+    tables = {seed: _table([pairing.items[seed] for pairing in pairings]) for seed in seeds}
+    return _Pairing(means, {seed: None if table is None else table.mean(0) for seed, table in tables.items()})
+
+
+def _difference(pairing: _Pairing, first: Label, second: Label, context, settings: int = 1) -> Difference:
+    means = list(pairing.means.values())
+    table = _table(list(pairing.items.values()))
+    paired = seeds_alone(means) if table is None else seeds_and_items(table)
+    items = 0 if table is None else table.shape[1]
+    return Difference(first, second, context, float(np.mean(means)), paired, None, len(means), items, settings)
+
+
+def _table(lists: Sequence[Sequence[float | None] | np.ndarray | None]) -> np.ndarray | None:
+    """``[S, N]`` of the items that all of the lists have; None where a list is absent or of another length."""
+    if not lists or any(values is None or len(values) == 0 for values in lists):
+        return None
+    if len({len(values) for values in lists if values is not None}) > 1:
+        return None
+    table = np.array(
+        [[math.nan if value is None else value for value in (() if values is None else values)] for values in lists],
+        np.float64,
+    )
+    table = table[:, np.isfinite(table).all(0)]
+    return table if table.size else None
+
+
+def _stderr(metric: Mapping) -> float | None:
+    known = metric.get("stderr")
+    if known is None and metric.get("values"):
+        values = [value for value in metric["values"] if value is not None]
+        known = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return known

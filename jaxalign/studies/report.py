@@ -1,0 +1,215 @@
+"""A study's report: one HTML page that loads nothing, and the same in Markdown, CSV and LaTeX, from its rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxalign.analysis.page import html
+from jaxalign.errors import ConfigError
+from jaxalign.studies import report_details, report_pictures, report_tables
+from jaxalign.studies.comparisons import by_setting, over_settings
+from jaxalign.studies.report_style import STYLE
+from jaxalign.studies.report_training import training
+from jaxalign.studies.results import Results, degenerate, read_results
+from jaxalign.studies.tables import csv_text, latex_text, letter, main_table, markdown_escape, markdown_table, p_of
+from jaxalign.studies.wording import (
+    answer,
+    count,
+    difference,
+    label_text,
+    metric_name,
+    most_seeds,
+    setting,
+    unit_name,
+)
+
+
+class Report(NamedTuple):
+    """The files of a report."""
+
+    html: Path
+    markdown: Path
+    csv: Path
+    latex: Path
+
+
+METHOD = """Intervals cover 95 %. Where a measure keeps the values of its items, they come from a hierarchical bootstrap:
+seeds are drawn, then items, the same items for all seeds; the interval is widened for few seeds by Student's t. Where it
+does not, they are Student's over the seeds, with the items' standard error where that is known. Differences are paired: the
+same seed, the same items, every other label equal. Each table of differences, and the comparison of all settings with the
+best, is corrected for its number of comparisons by Holm's method, which keeps the chance of any false finding in one table
+at 5 %; reading several tables raises it. An interval of a difference is not corrected, so it may leave out zero where the
+corrected p does not fall below 0.05. Not being distinguishable is no proof of being equal. In each setting's mean,
+degenerate rows are left out, which flatters a setting that lost some."""
+
+
+def write_report(folder: str | Path, out: str | Path | None = None) -> Report:
+    """Writes ``report.html``, ``report.md``, ``rows.csv`` and ``table.tex``.
+
+    Args:
+      folder: of the study, with its rows.jsonl; or that file.
+      out: the page; the other files stand beside it. None = report.html in the study's folder.
+
+    Raises:
+      DataError: the rows cannot be read.
+      ConfigError: the page cannot be written there.
+    """
+    results = read_results(folder)
+    home = Path(folder) if Path(folder).is_dir() else Path(folder).parent
+    page = home / "report.html" if out is None else Path(out)
+    if page.suffix not in (".html", ".htm") or page.is_dir() or any(parent.is_file() for parent in page.parents):
+        raise ConfigError(f"--out: got {str(page)!r}, expected a file that ends in .html, in a folder.")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    report = Report(page, page.with_suffix(".md"), page.with_name("rows.csv"), page.with_name("table.tex"))
+    texts = (render(results), markdown(results), csv_text(results), latex_text(results))
+    for path, text in zip(report, texts, strict=True):
+        path.write_text(text, encoding="utf-8")
+    return report
+
+
+def render(results: Results) -> str:
+    """The page as text."""
+    study = results.study
+    title = study.get("question") or study.get("name") or "A study"
+    sections = {
+        "results": ("Results", _results(results)),
+        "differences": ("Paired differences", report_tables.differences(results)),
+        "curves": ("Curves", report_pictures.curves(results)),
+        "frontier": ("Score against divergence", report_pictures.frontier(results)),
+        "categories": ("By category", report_pictures.categories(results)),
+        "training": ("Log-probabilities in training", training(results)),
+        "tokens": ("Tokens and lengths", report_pictures.histograms(results) + report_pictures.top_tokens(results)),
+        "samples": ("Samples side by side", report_details.samples(results)),
+        "metrics": ("All metrics", report_tables.all_metrics(results)),
+        "published": ("Published numbers", _published(results)),
+        "failures": ("Rows without a score", report_tables.failures(results)),
+        "method": ("How the numbers were computed", _method(results)),
+        "provenance": ("How the rows were made", report_details.provenance(results)),
+    }
+    sections = {key: part for key, part in sections.items() if part[1]}
+    links = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, (name, _) in sections.items())
+    body = [
+        f'<header><p class="eyebrow">Study {escape(str(study.get("name", "")))}</p><h1>{escape(title)}</h1></header>',
+        f'<div class="answer"><p>{escape(" ".join(answer(results)))}</p></div>',
+        _facts(results),
+        report_details.mismatches(results),
+        f'<nav aria-label="Contents"><ul>{links}</ul></nav>',
+    ]
+    body += [
+        f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(name)}</h2>{text}</section>'
+        for key, (name, text) in sections.items()
+    ]
+    return html(str(title), "\n".join(body), STYLE)
+
+
+def _facts(results: Results) -> str:
+    lost = sum(bool(degenerate(row)) for row in results.done)
+    facts = {
+        "rows": str(len(results.rows)),
+        "settings": str(len(results.groups)),
+        "seeds a setting": f"up to {most_seeds(results)}",
+        "failed": str(len(results.failed)),
+        "degenerate": str(lost),
+    }
+    return '<ul class="facts">' + "".join(f"<li><b>{v}</b> {k}</li>" for k, v in facts.items()) + "</ul>"
+
+
+def _results(results: Results) -> str:
+    better = {True: "Higher is better. ", False: "Lower is better. "}.get(results.higher_is_better, "")  # type: ignore[arg-type]
+    words = f"{metric_name(results.headline)} of each setting, mean over its seeds. {better}"
+    words += "★ marks the best, ≈ those that cannot be told from it after correction."
+    return f"<p>{escape(words)}</p>{report_tables.headline_tables(results)}"
+
+
+def _published(results: Results) -> str:
+    table = report_tables.published(results)
+    words = "Numbers of a paper beside ours, for orientation: models, data and judge may differ, so no difference is tested."
+    return f"<p>{words}</p>{table}" if table else ""
+
+
+def _method(results: Results) -> str:
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in results.study.get("notes", ()))
+    listed = f'<h3>Notes of the study</h3><ul class="notes">{notes}</ul>' if notes else ""
+    return f"<p>{METHOD}</p>{listed}"
+
+
+def markdown(results: Results) -> str:
+    """The question, the answer, the main tables, differences and what is missing, in Markdown."""
+    study, name = results.study, results.headline
+    parts = [f"# {markdown_escape(str(study.get('question') or study.get('name')))}\n"]
+    parts.append(markdown_escape(" ".join(answer(results))) + "\n")
+    for measure, texts in results.mismatches():
+        parts.append(f"**Protocols differ:** {markdown_escape(measure)} was measured in {len(texts)} ways.\n")
+    parts.append("## Results\n")
+    for protocol, lines in main_table(results):
+        unit = next((line.estimate.unit for line in lines if line.estimate.value is not None), "")
+        if len(results.protocols.get(name.partition("/")[0], ())) > 1:
+            parts.append(f"Protocol {letter(protocol)}\n" if protocol is not None else "Not measured\n")
+        head = [*results.labels, f"{metric_name(name)}, {unit_name(unit)}".rstrip(", ")]
+        rows = []
+        for line in lines:
+            cells = [label_text(line.group.labels.get(label)) for label in results.labels]
+            p = p_of(line.difference) if line.difference else ""
+            verdict = ", ".join(part for part in (line.verdict, line.remark) if part)
+            rows.append(
+                [*cells, line.text, line.interval, str(line.estimate.seeds), str(line.estimate.items), p, verdict]
+            )
+        parts.append(markdown_table([*head, "95 % interval", "seeds", "items", "p, corrected", "remark"], rows))
+    parts += _markdown_differences(results)
+    parts += _markdown_rest(results, study)
+    parts.append(f"## How the numbers were computed\n\n{METHOD}\n")
+    parts += [f"- {markdown_escape(str(note))}" for note in study.get("notes", ())]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _markdown_differences(results: Results) -> list[str]:
+    unit = results.metrics.get(results.headline, {}).get("unit", "share")
+    parts = []
+    others = [n for n in results.labels if n not in (results.compare, *results.numeric())]
+    for label in [n for n in (results.compare, *others) if 1 < len(results.values(n)) <= 12]:
+        for found in (over_settings(results, results.headline, label), by_setting(results, results.headline, label)):
+            if not found:
+                continue
+            rows = []
+            for d in found:
+                pair = f"{label_text(d.first)} − {label_text(d.second)}"
+                where = count(d.settings, "setting") if d.context is None else setting(d.context)
+                verdict = "not tested" if d.adjusted is None else "holds" if d.holds else "does not hold"
+                rows.append([pair, difference(d, unit), p_of(d), verdict, str(d.seeds), str(d.items or "–"), where])
+            title = "averaged over settings" if found[0].context is None else "in each setting"
+            parts.append(f"## Differences between values of {markdown_escape(label)}, {title}\n")
+            head = [
+                "difference",
+                "mean [95 % interval]",
+                "p, corrected",
+                "after correction",
+                "pairs of rows",
+                "items",
+                "where",
+            ]
+            parts.append(markdown_table(head, rows))
+    return parts
+
+
+def _markdown_rest(results: Results, study: Mapping) -> list[str]:
+    parts = []
+    if study.get("published"):
+        rows = []
+        for each in study["published"]:
+            value = "degenerate" if each.get("value") is None else f"{each['value']:g}"
+            rows.append([setting(each["labels"]), str(each["metric"]), value, str(each["source"])])
+        parts += ["## Published numbers\n", markdown_table(["setting", "metric", "published", "source"], rows)]
+    if results.failed:
+        rows = [
+            [str(row["row"]), setting(row["labels"]), str((row.get("error") or {}).get("message", ""))[:500]]
+            for row in results.failed
+        ]
+        parts += ["## Failed rows\n", markdown_table(["row", "labels", "error"], rows)]
+    lost = [row for row in results.done if degenerate(row)]
+    if lost:
+        rows = [[str(row["row"]), setting(row["labels"]), str(degenerate(row))] for row in lost]
+        parts += ["## Degenerate rows\n", markdown_table(["row", "labels", "why"], rows)]
+    return parts

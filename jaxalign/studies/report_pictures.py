@@ -1,0 +1,339 @@
+"""The report's pictures: scores against numbers of the grid and against divergence, training, categories, tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from jaxalign.studies.comparisons import Estimate, estimate
+from jaxalign.studies.marks import key
+from jaxalign.studies.panels import Curve, Dot, Level, Panel, dot_rows, panels
+from jaxalign.studies.report_style import RAMP
+from jaxalign.studies.results import Group, Results, degenerate
+from jaxalign.studies.study import Label
+from jaxalign.studies.wording import label_text, measured, metric_name, setting, unit_name
+
+MOST_PANELS = 12
+"""Panels of one picture; what is beyond is told, not drawn."""
+LOG_FROM = 8
+"""Ratio of the largest to the smallest value of a label from which on its axis is logarithmic."""
+
+
+def figure(picture: str, caption: str, keys: str = "") -> str:
+    """A picture with what it shows."""
+    return f"<figure>{keys}{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def legend(results: Results, values: Iterable[Label | None], *, lines: bool = True) -> str:
+    """The compared values' marks."""
+    return key({label_text(value): results.style(value) for value in dict.fromkeys(values)}, lines=lines)
+
+
+def shown_groups(results: Results) -> list[Group]:
+    """The settings that pictures show: those of the headline's most frequent protocol."""
+    return [group for group in results.groups if group.protocol == 0]
+
+
+def split(groups: Sequence[Group], names: Sequence[str]) -> Iterator[tuple[dict[str, Label], list[Group]]]:
+    """Groups by their values of some labels; one that lacks some belongs to every part whose others it shares."""
+    whole = [group for group in groups if all(name in group.labels for name in names)]
+    parts = dict.fromkeys(tuple(group.labels[name] for name in names) for group in whole)
+    for values in parts:
+        labels = dict(zip(names, values, strict=True))
+        yield labels, [g for g in groups if all(g.labels.get(name, value) == value for name, value in labels.items())]
+
+
+def _too_many(found: Sequence[Any]) -> str:
+    hidden = len(found) - MOST_PANELS
+    return f" {hidden} more panels are not drawn; rows.csv has their numbers." if hidden > 0 else ""
+
+
+def curves(results: Results) -> str:
+    """The headline against every label that is a number."""
+    parts = []
+    for label in results.numeric() or []:
+        picture = _against_label(results, label)
+        if picture:
+            parts.append(f"<h3>Against {escape(label)}</h3>{picture}")
+    compared = results.values(results.compare)
+    if len(compared) > 1 and all(isinstance(value, int | float) for value in compared):
+        parts.append(f"<h3>Against {escape(results.compare)}</h3>{_against_label(results, results.compare)}")
+    return "".join(parts)
+
+
+def _against_label(results: Results, label: str) -> str:
+    groups = shown_groups(results)
+    rest = [name for name in results.labels if name not in (label, results.compare)]
+    rest = [
+        name for name in rest if len({g.labels[name] for g in groups if name in g.labels and label in g.labels}) > 1
+    ]
+    values = [value for value in results.values(label) if isinstance(value, int | float)]
+    log = min(values) > 0 and max(values) / min(values) >= LOG_FROM
+    pictures, seen, unit, lost = [], dict[Label | None, None](), "share", 0
+    found = list(split(groups, rest))
+    for labels, members in found[:MOST_PANELS]:
+        lines, levels = [], []
+        kinds = [None] if label == results.compare else [*results.values(results.compare), None]
+        for value in kinds:
+            own = [g for g in members if label == results.compare or g.labels.get(results.compare) == value]
+            along = sorted((g for g in own if label in g.labels), key=lambda g: float(g.labels[label]))
+            known = [(float(g.labels[label]), estimate(results, g, results.headline)) for g in along]
+            lost += sum(e.value is None and e.degenerate > 0 for _, e in known)
+            curve = _curve(results, value, label, known)
+            if curve.points:
+                lines.append(curve)
+                seen[value] = None
+                unit = known[0][1].unit
+            for group in own:
+                level = estimate(results, group, results.headline)
+                if label not in group.labels and level.value is not None and len(levels) < 3:
+                    low, high = (level.value, level.value) if level.low is None else (level.low, level.high)
+                    levels.append(Level(label_text(value), level.value, low, high or low, results.style(value)))
+                    seen[value] = None
+        pictures.append(Panel(setting(labels), lines, levels))
+    if not any(panel.curves for panel in pictures):
+        return ""
+    drawn = panels(
+        f"{metric_name(results.headline)} against {label}",
+        pictures,
+        x=label + (" (log scale)" if log else ""),
+        y=_axis_name(results.headline, unit),
+        log_x=log,
+        share_y=unit == "share",
+        marks_x=values if len(values) <= 8 else (),
+    )
+    gone = f" {lost} degenerate settings have no point." if lost else ""
+    levels = " Dashed: settings without this label." if any(panel.levels for panel in pictures) else ""
+    caption = f"Means over seeds; bands are 95 % intervals.{levels}{gone}{_too_many(found)}"
+    return figure(drawn, escape(caption), legend(results, [v for v in seen if v is not None]))
+
+
+def _curve(results: Results, value: Label | None, label: str, known: Sequence[tuple[float, Estimate]]) -> Curve:
+    fine = [(x, e) for x, e in known if e.value is not None]
+    name = results.headline.partition("/")[2] if value is None else label_text(value)
+    return Curve(
+        name="" if value is None else name,
+        points=[(x, e.value) for x, e in fine if e.value is not None],
+        style="k0" if value is None else results.style(value),
+        band=[(x, e.low, e.high) for x, e in fine if e.low is not None and e.high is not None],
+        notes=[f"{name}, {label} {x:g}: {measured(e.value or 0.0, e.low, e.high, e.unit)}" for x, e in fine],
+    )
+
+
+def _axis_name(name: str, unit: str) -> str:
+    metric = name.partition("/")[2] or name
+    return f"{metric}, {unit_name(unit)}".rstrip(", ")
+
+
+def frontier(results: Results) -> str:
+    """The headline against the divergence from the reference."""
+    names = [n for n, m in results.metrics.items() if "kl/sequence" in n.lower() and m.get("unit") == "nats"]
+    names = [n for n in names if not n.endswith(("_k1", "_k3"))] or names
+    names = names or [n for n in results.metrics if n.rpartition("/")[2].lower() == "kl"]
+    # Of sampled answers if there are some: those of the data are no sample of the policy.
+    names = sorted(names, key=lambda n: n.startswith("held_out/"))[:1]
+    return "".join(_frontier(results, name) for name in names)
+
+
+def _frontier(results: Results, name: str) -> str:
+    groups = shown_groups(results)
+    numeric = results.numeric()
+    rest = [n for n in results.labels if n != results.compare and n not in numeric]
+    rest = [n for n in rest if len({g.labels[n] for g in groups if n in g.labels}) > 1]
+    pictures, seen, spread_x = [], dict[Label | None, None](), []
+    found = list(split(groups, rest))
+    unit = "share"
+    for labels, members in found[:MOST_PANELS]:
+        lines = []
+        for value in [*results.values(results.compare), None]:
+            own = [g for g in members if g.labels.get(results.compare) == value]
+            order = sorted(own, key=lambda g: [float(g.labels.get(n, 0)) for n in numeric])  # type: ignore[arg-type]
+            pairs = [(g, estimate(results, g, name), estimate(results, g, results.headline)) for g in order]
+            pairs = [(g, x, y) for g, x, y in pairs if x.value is not None and y.value is not None]
+            if not pairs:
+                continue
+            seen[value] = None
+            unit = pairs[0][2].unit
+            spread_x += [x.value or 0.0 for _, x, _ in pairs]
+            lines.append(
+                Curve(
+                    name=label_text(value),
+                    points=[(x.value or 0.0, y.value or 0.0) for _, x, y in pairs],
+                    style=results.style(value),
+                    band=[_reach(x.value, y) for _, x, y in pairs],
+                    spans=True,
+                    across=[_reach(0.0, x)[1:] for _, x, _ in pairs],
+                    joined=len(numeric) == 1,
+                    notes=[
+                        f"{setting(g.labels)}: {measured(y.value or 0.0, y.low, y.high, y.unit)} at "
+                        f"{measured(x.value or 0.0, x.low, x.high, x.unit)}"
+                        for g, x, y in pairs
+                    ],
+                )
+            )
+        pictures.append(Panel(setting(labels), lines))
+    if not any(panel.curves for panel in pictures):
+        return ""
+    log = min(spread_x) > 0 and max(spread_x) / min(spread_x) > 30
+    drawn = panels(
+        f"{metric_name(results.headline)} against divergence",
+        pictures,
+        x=f"KL from the reference, {unit_name(results.metrics[name].get('unit', 'nats'))}{' (log scale)' if log else ''}",
+        y=_axis_name(results.headline, unit),
+        log_x=log,
+        share_y=unit == "share",
+        names=False,
+    )
+    order = f" Lines join neighbouring values of {numeric[0]}." if len(numeric) == 1 else ""
+    caption = (
+        f"{metric_name(name)}. Up and to the left is better: more score for less divergence.{order} Bars are 95 % "
+    )
+    caption += f"intervals.{_too_many(found)}"
+    return figure(drawn, escape(caption), legend(results, list(seen)))
+
+
+def _reach(x: float | None, found: Estimate) -> tuple[float, float, float]:
+    value = found.value or 0.0
+    return x or 0.0, value if found.low is None else found.low, value if found.high is None else found.high
+
+
+def categories(results: Results) -> str:
+    """Scores by category: metrics ``NAME/CATEGORY`` of a measure that also has ``NAME``."""
+    parts = []
+    for whole, metric in results.metrics.items():
+        inside = [
+            n for n in results.metrics if n.startswith(whole + "/") and metric.get("higher_is_better") is not None
+        ]
+        inside = [n for n in inside if not n.removeprefix(whole + "/").startswith("turn_")]
+        if len(inside) >= 3:
+            parts.append(f"<h3>{escape(metric_name(whole))} by category</h3>{_categories(results, whole, inside)}")
+    return "".join(parts)
+
+
+def _categories(results: Results, whole: str, names: Sequence[str]) -> str:
+    groups = shown_groups(results)
+    rest = [n for n in results.labels if n != results.compare]
+    rest = [n for n in rest if len({g.labels[n] for g in groups if n in g.labels}) > 1]
+    found, parts, seen = list(split(groups, rest)), [], dict[Label | None, None]()
+    metric = results.metrics[whole]
+    share = metric.get("unit", "share") == "share"
+    for labels, members in found[:MOST_PANELS]:
+        rows: dict[str, list[Dot]] = {}
+        for name in names:
+            dots = []
+            for group in members:
+                found_value = estimate(results, group, name)
+                if found_value.value is None:
+                    continue
+                value = group.labels.get(results.compare)
+                seen[value] = None
+                text = measured(found_value.value, found_value.low, found_value.high, found_value.unit)
+                note = f"{label_text(value)}, {name.rpartition('/')[2]}: {text}"
+                dots.append(Dot(found_value.value, results.style(value), note))
+            if dots:
+                rows[name.removeprefix(whole + "/")] = dots
+        if rows:
+            title = setting(labels)
+            chart = dot_rows(
+                f"By category, {title}", rows, x=_axis_name(whole, metric.get("unit", "share")), share=share
+            )
+            parts.append(f'<div class="panel"><p class="panel-title">{escape(title)}</p>{chart}</div>')
+    if not parts:
+        return ""
+    few = " few" if len(parts) == 1 else ""
+    caption = "Means over seeds. Categories hold few items each: point at a mark for its interval before reading much into it."
+    grid = f'<div class="panels{few}">{"".join(parts)}</div>'
+    return figure(grid, escape(caption + _too_many(found)), legend(results, list(seen), lines=False))
+
+
+def histograms(results: Results) -> str:
+    """Distributions in the measures' details, such as tokens by how far their log-probability moved."""
+    names: dict[tuple[str, str], None] = {}
+    for row in results.done:
+        for measure, outcome in row.get("results", {}).items():
+            names |= {(measure, n): None for n, value in outcome.get("details", {}).items() if _is_histogram(value)}
+    return "".join(_histogram(results, *name) for name in names)
+
+
+def _is_histogram(value: Any) -> bool:
+    if not isinstance(value, Mapping) or "edges" not in value:
+        return False
+    counts = value.get("counts", value.get("shares"))
+    return isinstance(counts, list) and len(value["edges"]) == len(counts) + 1 and bool(counts)
+
+
+def _histogram(results: Results, measure: str, name: str) -> str:
+    numeric = results.numeric()[:1]
+    groups = [g for g in shown_groups(results) if any(_details(row, measure, name) for row in g.rows)]
+    rest = [n for n in results.labels if n not in numeric]
+    rest = [n for n in rest if len({g.labels[n] for g in groups if n in g.labels}) > 1]
+    whole = [g for g in groups if all(n in g.labels for n in rest)]
+    found = [*split(whole, rest), *((dict(g.labels), [g]) for g in groups if g not in whole)]
+    values = [v for n in numeric for v in results.values(n)]
+    pictures = []
+    for labels, members in found[:MOST_PANELS]:
+        lines = []
+        for group in members:
+            value = group.labels.get(numeric[0]) if numeric else None
+            place = values.index(value) if value in values else 0
+            style = f"r{round(place * (RAMP - 1) / max(len(values) - 1, 1))}" if numeric else "k0"
+            lines.append(Curve(label_text(value) if numeric else "", _steps(group, measure, name), style, marks=False))
+        pictures.append(Panel(setting(labels), lines))
+    shift = "shift" in measure
+    drawn = panels(
+        f"{measure}: {name}",
+        pictures,
+        x="mean log-ratio to the reference, nats" if shift else name,
+        y="share of tokens (log scale)" if shift else "share",
+        share_y=not shift,
+        log_y=shift,
+        names=bool(numeric),
+    )
+    title = "How far tokens moved" if shift else f"{measure}: {name}"
+    about = f"Lines are values of {numeric[0]}. " if numeric else ""
+    if shift:
+        about += (
+            "Each token of the vocabulary counts once, by the mean of its log-ratio wherever it stands in the data. "
+        )
+    keep = f"{about}The first row of each setting.{_too_many(found)}"
+    return f"<h3>{escape(title)}</h3>" + figure(drawn, escape(keep))
+
+
+def _details(row: Mapping[str, Any], measure: str, name: str) -> Any:
+    value = row.get("results", {}).get(measure, {}).get("details", {}).get(name)
+    return value if _is_histogram(value) else None
+
+
+def _steps(group: Group, measure: str, name: str) -> list[tuple[float, float]]:
+    value = next(found for row in group.rows if (found := _details(row, measure, name)))
+    counts, edges = value.get("counts", value.get("shares")), value["edges"]
+    total = sum(counts) or 1
+    return [(edge, count / total) for i, count in enumerate(counts) for edge in (edges[i], edges[i + 1])]
+
+
+def top_tokens(results: Results) -> str:
+    """Lists of tokens in the measures' details."""
+    parts = []
+    for group in shown_groups(results):
+        for row in [row for row in group.rows if not degenerate(row)][:1] or group.rows[:1]:
+            for measure, outcome in row.get("results", {}).items():
+                for name, found in outcome.get("details", {}).items():
+                    if (
+                        isinstance(found, list)
+                        and found
+                        and all(isinstance(e, Mapping) and "token" in e for e in found)
+                    ):
+                        items = "".join(_token(entry) for entry in found[:20])
+                        title = escape(f"{setting(group.labels)} ({measure}, {name})")
+                        parts.append(
+                            f'<details class="folded"><summary>{title}</summary><ol class="tokens">{items}</ol></details>'
+                        )
+    return "<h3>Tokens that moved most</h3>" + "".join(parts) if parts else ""
+
+
+def _token(entry: Mapping[str, Any]) -> str:
+    mean = entry.get("mean")
+    moved = f" {mean:+.2f} nats" if isinstance(mean, int | float) else ""
+    often = f", {entry['count']:,} places" if isinstance(entry.get("count"), int) else ""
+    return f"<li><code>{escape(repr(entry['token'])[1:-1])}</code>{moved}<small>{often}</small></li>"

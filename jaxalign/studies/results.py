@@ -1,0 +1,208 @@
+"""The rows of a study as a report reads them: settings, metrics, protocols, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import DataError
+from jaxalign.studies import rows
+from jaxalign.studies.study import Label
+
+Row = Mapping[str, Any]
+SEED = "seed"
+"""The label of repetitions: rows that differ in it alone are one setting."""
+
+
+def read_results(folder: str | Path) -> Results:
+    """The results in a study's ``rows.jsonl``.
+
+    Args:
+      folder: the study's folder, or the file itself.
+
+    Raises:
+      DataError: there is no such file, no row in it, or lines that are no rows.
+    """
+    found = rows.read(folder)
+    if not found:
+        raise DataError(f"{folder}: no rows yet, expected at least one; jaxalign study makes them.")
+    bare = [row["row"] for row in found if not isinstance(row.get("study"), Mapping)]
+    if bare:
+        raise DataError(f"{folder}: rows without their study: {', '.join(map(str, bare[:5]))}.")
+    return Results(tuple(found))
+
+
+def metric_of(row: Row, name: str) -> Mapping[str, Any] | None:
+    """A row's metric, ``"MEASURE/METRIC"``; None where it was not measured or is not finite."""
+    measure, _, metric = name.partition("/")
+    found = row.get("results", {}).get(measure, {}).get("metrics", {}).get(metric)
+    return found if found is not None and found.get("value") is not None else None
+
+
+def degenerate(row: Row) -> str | None:
+    """Why the row's model writes no language any more, as any of its measures found; None if it is fine."""
+    reasons = (outcome.get("degenerate") for outcome in row.get("results", {}).values())
+    return next((reason for reason in reasons if reason), None)
+
+
+def is_score(metric: Mapping[str, Any]) -> bool:
+    """Whether the number says how good a model is; of a degenerate one it then says nothing."""
+    return metric.get("higher_is_better") is not None
+
+
+def canonical(tree: Any) -> str:
+    """JSON by which two values are equal or not."""
+    return json.dumps(tree, sort_keys=True, ensure_ascii=False)
+
+
+def protocol_of(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """How a measurement was made. The seed of what is drawn at random is a repetition, not another way."""
+
+    def without_seed(tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            return {key: without_seed(value) for key, value in tree.items() if key != SEED}
+        return [without_seed(value) for value in tree] if isinstance(tree, list) else tree
+
+    return without_seed(outcome.get("protocol", {}))
+
+
+@dataclass(frozen=True)
+class Group:
+    """A setting: the rows that differ in their seed alone and whose headline was measured in the same way.
+
+    Attributes:
+      labels: all but the seed.
+      rows: its rows that were done.
+      protocol: index of the headline's protocol, 0 for the most frequent; None where the headline was not measured.
+    """
+
+    labels: Mapping[str, Label]
+    rows: tuple[Row, ...]
+    protocol: int | None
+
+    @property
+    def sound(self) -> tuple[Row, ...]:
+        """Its rows that are not degenerate."""
+        return tuple(row for row in self.rows if not degenerate(row))
+
+
+@dataclass(frozen=True)
+class Results:
+    """All rows of a study, in its order."""
+
+    rows: Sequence[Row]
+
+    @property
+    def study(self) -> Mapping[str, Any]:
+        """What the rows say of their study."""
+        return self.rows[0]["study"]
+
+    @property
+    def headline(self) -> str:
+        """The metric that answers the question."""
+        return self.study.get("headline", "")
+
+    @property
+    def compare(self) -> str:
+        """The label whose values are compared."""
+        return self.study.get("compare", "method")
+
+    @cached_property
+    def done(self) -> tuple[Row, ...]:
+        """The rows that have results."""
+        return tuple(row for row in self.rows if row["status"] == "done")
+
+    @cached_property
+    def failed(self) -> tuple[Row, ...]:
+        """The rows that have none."""
+        return tuple(row for row in self.rows if row["status"] != "done")
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels but the seed, the compared one first."""
+        names = dict.fromkeys(name for row in self.rows for name in row["labels"] if name != SEED)
+        return tuple(sorted(names, key=lambda name: name != self.compare))
+
+    def values(self, label: str) -> list[Label]:
+        """The values that a label takes: numbers ascending, texts in the order of the rows."""
+        found = list(dict.fromkeys(row["labels"][label] for row in self.rows if label in row["labels"]))
+        return sorted(found) if all(is_number(value) for value in found) else found  # type: ignore[type-var]
+
+    def numeric(self) -> list[str]:
+        """The labels, but the compared one, that take two numbers or more."""
+        names = [name for name in self.labels if name != self.compare]
+        return [n for n in names if len(self.values(n)) > 1 and all(is_number(v) for v in self.values(n))]
+
+    @cached_property
+    def metrics(self) -> dict[str, Mapping[str, Any]]:
+        """``"MEASURE/METRIC"`` -> a metric of this name (for its unit and direction), the headline first."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for row in self.done:
+            for measure, outcome in row.get("results", {}).items():
+                for name, metric in outcome.get("metrics", {}).items():
+                    found.setdefault(f"{measure}/{name}", metric)
+        return dict(sorted(found.items(), key=lambda item: item[0] != self.headline))
+
+    @cached_property
+    def protocols(self) -> dict[str, list[str]]:
+        """Measure -> its different protocols as canonical JSON, the most frequent first."""
+        counts: dict[str, Counter[str]] = {}
+        for row in self.done:
+            for measure, outcome in row.get("results", {}).items():
+                counts.setdefault(measure, Counter())[canonical(protocol_of(outcome))] += 1
+        return {measure: [text for text, _ in count.most_common()] for measure, count in counts.items()}
+
+    def protocol(self, row: Row, measure: str) -> int | None:
+        """Which of the measure's protocols the row has; None where it was not measured."""
+        outcome = row.get("results", {}).get(measure)
+        return None if outcome is None else self.protocols[measure].index(canonical(protocol_of(outcome)))
+
+    def mismatches(self) -> Iterator[tuple[str, list[str]]]:
+        """Measures that were not made in the same way of all rows."""
+        return ((measure, texts) for measure, texts in self.protocols.items() if len(texts) > 1)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The settings, in the order of the rows; those of the headline's most frequent protocol first."""
+        measure = self.headline.partition("/")[0]
+        found: dict[tuple[str, int | None], list[Row]] = {}
+        for row in self.done:
+            labels = {name: value for name, value in row["labels"].items() if name != SEED}
+            found.setdefault((canonical(labels), self.protocol(row, measure)), []).append(row)
+        groups = [
+            Group({name: row["labels"][name] for name in self.labels if name in row["labels"]}, tuple(rows), protocol)
+            for (_, protocol), rows in found.items()
+            for row in rows[:1]
+        ]
+        return tuple(sorted(groups, key=lambda group: (group.protocol is None, group.protocol or 0)))
+
+    @cached_property
+    def baselines(self) -> tuple[Label, ...]:
+        """Compared values that lack a numeric label which others have, such as the model before alignment."""
+        own = {value: set[str]() for value in self.values(self.compare)}
+        for row in self.rows:
+            if self.compare in row["labels"]:
+                own[row["labels"][self.compare]] |= row["labels"].keys()
+        numeric = set(self.numeric())
+        return tuple(value for value, names in own.items() if numeric - names and len(own) > 1)
+
+    def style(self, value: Label | None) -> str:
+        """The CSS class of a compared value: the same colour and mark in every picture, grey for a baseline."""
+        if value is None or value in self.baselines:
+            return "kn"
+        return f"k{[v for v in self.values(self.compare) if v not in self.baselines].index(value) % 8}"
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """Of the headline."""
+        return self.metrics.get(self.headline, {}).get("higher_is_better")
+
+
+def is_number(value: Any) -> bool:
+    """An int or float, not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

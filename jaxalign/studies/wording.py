@@ -1,0 +1,179 @@
+"""How numbers, settings and findings of a study read, and the paragraph that answers its question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from jaxalign.studies.comparisons import Difference, Estimate, best_of, estimate, over_settings
+from jaxalign.studies.results import SEED, Group, Results, degenerate
+from jaxalign.studies.study import Label
+
+UNITS = {"share": "%", "nats/token": "nats per token"}
+"""Units whose name is not what a reader sees."""
+
+
+def unit_name(unit: str) -> str:
+    """A unit as readers see it."""
+    return UNITS.get(unit, unit)
+
+
+def number(value: float, unit: str = "") -> str:
+    """A number without its unit: ``62.5`` of a share of 0.625, ``4.31`` of anything else."""
+    if unit == "share":
+        return f"{100 * value:z.1f}"
+    digits = 3 if unit == "nats/token" or 0 < abs(value) < 0.1 else 2 if abs(value) < 100 else 1
+    return f"{value:z,.{digits}f}"
+
+
+def measured(value: float, low: float | None, high: float | None, unit: str) -> str:
+    """A number with unit and interval: ``62.5 % [58.1, 66.7]``."""
+    reach = "" if low is None or high is None else f" [{number(low, unit)}, {number(high, unit)}]"
+    return f"{number(value, unit)} {unit_name(unit)}".rstrip() + reach
+
+
+def signed(value: float, unit: str) -> str:
+    """A difference without its unit, with its sign: ``+3.2``."""
+    text = number(value, unit)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def difference(found: Difference, unit: str) -> str:
+    """A difference with unit and interval: ``+3.2 points [+1.0, +5.4]``."""
+    name = "points" if unit == "share" else unit_name(unit)
+    reach = "" if found.paired is None else f" [{signed(found.paired.low, unit)}, {signed(found.paired.high, unit)}]"
+    return f"{signed(found.value, unit)} {name}".rstrip() + reach
+
+
+def p_text(p: float | None) -> str:
+    """A p-value; a dash where there is none."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def label_text(value: Label | None) -> str:
+    """A label's value; a dash where the row does not have it."""
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def setting(labels: Mapping[str, Label], without: Sequence[str] = ()) -> str:
+    """Labels in a line: ``method dpo, beta 0.1``."""
+    return ", ".join(f"{name} {label_text(value)}" for name, value in labels.items() if name not in without)
+
+
+def metric_name(name: str) -> str:
+    """``MEASURE/METRIC`` as readers see it."""
+    measure, _, metric = name.partition("/")
+    return f"{metric} ({measure})" if metric else measure
+
+
+def count(amount: int, thing: str, many: str = "") -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{amount} {thing if amount == 1 else many or thing + 's'}"
+
+
+def answer(results: Results) -> list[str]:
+    """The answer to the study's question in sentences, computed from the rows: no more than they carry."""
+    sentences = []
+    groups = [group for group in results.groups if group.protocol == 0]
+    name = results.headline
+    found = best_of(results, name, groups)
+    if not results.done:
+        sentences.append("No row was finished, so there is no answer.")
+    elif found is None and not any(estimate(results, group, name).value is not None for group in groups):
+        sentences.append(f"The headline, {metric_name(name)}, has no value in any row, so there is no answer.")
+    elif found is None:
+        sentences.append(f"The headline, {metric_name(name)}, is neither good nor bad in itself, so no row is best.")
+    else:
+        sentences += _best(results, groups, *found)
+    if any(estimate(results, group, name).value is not None for group in groups):
+        sentences += _compared(results)
+    return sentences + _cautions(results)
+
+
+def _best(results: Results, groups: Sequence[Group], best: Group, others: Mapping[int, Difference | None]) -> list[str]:
+    name = results.headline
+    top: Estimate = estimate(results, best, name)
+    assert top.value is not None
+    value = measured(top.value, top.low, top.high, top.unit)
+    highest = "highest" if results.higher_is_better else "lowest"
+    sentences = [
+        f"The {highest} {metric_name(name)} is {value}, of {setting(best.labels) or 'the only setting'} "
+        f"({count(top.seeds, 'row')}, {count(top.items, 'item')} each)."
+    ]
+    if top.low is None:
+        sentences.append("Nothing in the rows tells how far it would vary, so it has no interval.")
+    if not others:
+        return sentences
+    worse = sum(d is not None and d.holds for d in others.values())
+    untested = sum(d is None or d.adjusted is None for d in others.values())
+    alike = len(others) - worse - untested
+    parts = []
+    if worse:
+        parts.append(f"{worse} {'differs' if worse == 1 else 'differ'} from it")
+    if alike:
+        parts.append(f"{alike} cannot be told from it")
+    if untested:
+        parts.append(f"{untested} could not be tested")
+    sentences.append(f"Of the {count(len(others), 'other setting')}, {' and '.join(parts)} after correction.")
+    if len(groups) > 2:
+        sentences.append(
+            "Being the best of many, it was likely a little lucky: its own interval does not allow for that."
+        )
+    return sentences
+
+
+def _compared(results: Results) -> list[str]:
+    label = results.compare
+    pairs = over_settings(results, results.headline, label)
+    unit = results.metrics.get(results.headline, {}).get("unit", "share")
+    tested = [d for d in pairs if d.adjusted is not None]
+    if not pairs:
+        return [f"No two values of {label} were measured with everything else equal."] if results.labels else []
+    if not tested:
+        return [f"The differences between values of {label} could not be tested: they have one row each."]
+    holding = sorted((d for d in tested if d.holds), key=lambda d: -abs(d.value))
+    if not holding:
+        return [
+            f"Between values of {label}, everything else equal, no difference holds after correction for "
+            f"{count(len(tested), 'comparison')}; that does not show them to be equal."
+        ]
+    shown = "; ".join(f"{label_text(d.first)} − {label_text(d.second)}: {difference(d, unit)}" for d in holding[:4])
+    rest = len(tested) - len(holding)
+    more = f" and {len(holding) - 4} more" if len(holding) > 4 else ""
+    tail = f"; the other {rest} {'does' if rest == 1 else 'do'} not" if rest else ""
+    return [
+        f"Between values of {label}, averaged over the settings that both have, "
+        f"{count(len(holding), 'difference')} of {len(tested)} {'holds' if len(holding) == 1 else 'hold'} after "
+        f"correction ({shown}{more}){tail}."
+    ]
+
+
+def _cautions(results: Results) -> list[str]:
+    sentences = []
+    lost = sum(bool(degenerate(row)) for row in results.done)
+    if results.failed:
+        sentences.append(
+            f"{count(len(results.failed), 'row')} of {len(results.rows)} failed and {_are(results.failed)} in no mean."
+        )
+    if lost:
+        sentences.append(
+            f"{count(lost, 'row')} {'is' if lost == 1 else 'are'} degenerate (the model writes no language any more) "
+            "and left out of the means."
+        )
+    if any(group.protocol for group in results.groups):
+        sentences.append(
+            "Some rows were measured in another way; they stand apart and are compared with none of these."
+        )
+    if results.done and most_seeds(results) < 2:
+        sentences.append(
+            "There is one row for each setting: the intervals cover the choice of items, not the chance of training."
+        )
+    return sentences
+
+
+def _are(rows: Sequence[object]) -> str:
+    return "is" if len(rows) == 1 else "are"
+
+
+def most_seeds(results: Results) -> int:
+    """Rows of the setting that has most of them."""
+    return max((len({row["labels"].get(SEED) for row in group.rows}) for group in results.groups), default=0)
