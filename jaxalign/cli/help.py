@@ -30,6 +30,7 @@ exit codes:
   2    the command or configuration is wrong, or the model cannot be read; nothing was started
   3    the data, tokenizer or chat template is wrong; no weights were read
   4    a value is not finite, or a closed form does not hold; the last good checkpoint is kept
+  5    a study is done, but rows of it failed; their errors are in rows.jsonl
   143  stopped by SIGTERM after saving a checkpoint; the same command continues
 All problems found are listed at once, each with what was got, what was expected, and the nearest name.
 """
@@ -60,11 +61,14 @@ examples:
     "evaluate": """\
 Compute the held-out metrics of a model: loss, rewards, ranking accuracies, log-probabilities, KL estimate.
 The held-out data is data.eval, or the part of data.train that the run held out. Prints one JSON object.
+With --suite: benchmarks instead, through lm-eval (pip install 'jaxalign[benchmarks]'), and no configuration.
 
 examples:
   jaxalign evaluate --workdir=runs/dpo                      the exported model of a run, on its own held-out data
   jaxalign evaluate --workdir=runs/dpo --model=OTHER        another model, with the run's data, method and reference
   jaxalign evaluate --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.eval=test.jsonl
+  jaxalign evaluate --suite=openllm --model=MODEL --out=results/openllm
+  jaxalign evaluate --suite=quick --workdir=runs/dpo --benchmarks=FOLDER --limit=100
 """,
     "generate": """\
 Continue prompts with a model. Prompts are arguments, or JSON lines of --file or the standard input: texts, or objects
@@ -135,6 +139,24 @@ token by token.
 
 example:
   jaxalign check-data --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.train=pairs.jsonl --show=3
+""",
+    "study": """\
+Run a study: a comparison of models that are made and measured alike. The file says the question, the rows, the stages
+that make each model (SFT, alignment, ...) and what is measured of it. The plan is printed first: what several rows need,
+an SFT run or the log-probabilities of a reference, runs once. Each row is made in a process of its own and kept in
+  rows.jsonl rows/ (results)   stages/ (runs as of jaxalign train)   measures/ (answers, judgments)   logs/   cache/
+The same command goes on where it was stopped or killed. A row that fails is a row with its error.
+Several machines may share the folder: --shard gives each a part, after --shared has run what rows have in common, and
+--emit writes both as jobs for a scheduler. --row makes one row, in this process.
+
+examples:
+  jaxalign study --config=configs/studies/dpo_variants.py:scale=tiny --dry-run
+  jaxalign study --config=configs/studies/dpo_variants.py:scale=tiny --workdir=studies/variants
+  jaxalign study --config=configs/studies/dpo_variants.py --workdir=studies/variants --jobs=8
+  jaxalign study --config=configs/studies/dpo_variants.py --workdir=studies/variants --row=sft-dpo-beta0.1-seed0
+  jaxalign study --config=configs/studies/dpo_variants.py --workdir=studies/variants --shard=0/4
+  jaxalign study --config=configs/studies/dpo_variants.py --workdir=studies/variants --emit=slurm --out=submit.sh
+  jaxalign study --config=configs/studies/dpo_variants.py --workdir=studies/variants --retry-failed
 """,
     "quickstart": """\
 Make a small world with a known right answer, train a tokenizer and a tiny model in it, align the model with DPO, and

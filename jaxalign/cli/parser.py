@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxalign.cli import help as texts
+from jaxalign.cli import suite_verb
+from jaxalign.cli.study_verbs import study_flags
 from jaxalign.config import ALIASES, SECTIONS, schema
 from jaxalign.config_fields import nearest
 from jaxalign.config_transport import take_overrides
@@ -112,12 +114,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     text = "also write the pairs with chosen_logprob and rejected_logprob; held-out ones to NAME-eval.jsonl"
     verbs["cache-reference"].add_argument("--out", metavar="FILE.jsonl", help=text)
     verbs["evaluate"].add_argument("--model", metavar="PATH", help="evaluate this model instead: folder or hub id")
+    suite_verb.add_flags(verbs["evaluate"])
     verbs["check-data"].add_argument("--show", type=int, default=0, metavar="N", help="print the first N examples")
     verbs["quickstart"].add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
     verbs["methods"].add_argument("name", nargs="?", metavar="NAME", help="describe this one")
     verbs["methods"].add_argument("--data", metavar="LAYOUT", help="only those for single, paired, unpaired, ... data")
     _analysis_flags(verbs["analyse-field"], verbs["analyse-credit"])
     _generate_flags(verbs["generate"])
+    study_flags(verbs["study"])
     convert = verbs["convert"]
     convert.add_argument(
         "--from", dest="source", required=True, metavar="PATH", help="run folder, checkpoint, or model"

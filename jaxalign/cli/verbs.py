@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from jaxalign.cli.study_verbs import study
 from jaxalign.config import RunConfig, read_dict, resolve
 from jaxalign.config_fields import literal
 from jaxalign.config_transport import load, override
@@ -74,7 +75,12 @@ def train(args: Namespace) -> int:
 
 
 def evaluate(args: Namespace) -> int:
-    """Prints held-out metrics as JSON."""
+    """Prints held-out metrics as JSON, or runs a suite of benchmarks."""
+    from jaxalign.cli import suite_verb
+
+    if args.suite is not None:
+        return suite_verb.run(args)
+    args.problems += suite_verb.stray_flags(args)
     config = configuration(args)
     from jaxalign import build
 
@@ -288,5 +294,6 @@ VERBS: Mapping[str, Callable[[Namespace], int]] = {
     "analyse-field": analyse_field,
     "analyse-credit": analyse_credit,
     "check-data": check_data,
+    "study": study,
     "quickstart": quickstart,
 }
