@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.heads import abstract_head, apply_head, head_axes, init_head
@@ -76,3 +77,11 @@ def bigram_policy(config: DecoderConfig, *, head_outputs: int = 0, constrain=lam
         outputs=apply_head if head_outputs else None,
         head_outputs=head_outputs,
     )
+
+
+def log_probabilities(variables: Any, tokens: Any) -> np.ndarray:
+    """The same model once more, one sequence in float64 NumPy: of every next token, ``[T, V]``, nats."""
+    params = {name: np.asarray(value, np.float64) for name, value in variables["params"].items()}
+    positions = np.minimum(np.arange(len(tokens)), POSITIONS - 1)
+    logits = np.tanh((params["embed"][tokens] + params["position"][positions]) @ params["mix"]) @ params["out"]
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

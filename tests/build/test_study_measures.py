@@ -65,6 +65,7 @@ def test_token_shift_equals_the_plain_path(run, world, tmp_path):
     policy, reference = Judge.of(run.workdir / "export"), Judge.of(world.model)
     pairs = {pair["prompt"]: pair for pair in written_pairs()}
     examples = build.check_data(run.config).held_out
+    assert examples is not None
     wanted = {name: [] for name in ("shift/chosen", "shift/rejected", "end/logp/chosen", "end/margin")}
     for example in examples:
         prompt = load_tokenizer(world.model).decode(example.prompt).removeprefix("<s>")

@@ -18,7 +18,7 @@ from jaxalign.evaluation.token_shift import Scored, by_token, shift_details, shi
 from jaxalign.methods import METHODS
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.training import references
-from tests.bigram import POSITIONS, bigram_policy
+from tests.bigram import bigram_policy, log_probabilities
 from tests.example_sets import examples_for
 
 CONFIG = DecoderConfig(
@@ -52,14 +52,6 @@ def scored(batch_size: int, one, other) -> list[dict[str, Scored]]:
         }
         for i in range(len(EXAMPLES))
     ]
-
-
-def log_probabilities(variables, tokens) -> np.ndarray:
-    """The bigram model once more, in float64: ``[T, V]``."""
-    params = {name: np.asarray(value, np.float64) for name, value in variables["params"].items()}
-    positions = np.minimum(np.arange(len(tokens)), POSITIONS - 1)
-    logits = np.tanh((params["embed"][tokens] + params["position"][positions]) @ params["mix"]) @ params["out"]
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 @pytest.fixture(scope="module")
