@@ -52,6 +52,7 @@ class JudgeServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16  # one packet an answer: without it each waits for an acknowledgement
 
             def log_message(self, *arguments: Any) -> None:
                 pass
