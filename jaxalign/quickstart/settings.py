@@ -35,12 +35,12 @@ OTHERS: dict[str, dict[str, Any]] = {
 ARCHITECTURE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 96,
-    "intermediate_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 160,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "head_dim": 24,
+    "head_dim": 16,
     "max_position_embeddings": 128,
     "rope_theta": 100.0,
     "rms_norm_eps": 1e-5,
@@ -54,8 +54,8 @@ ARCHITECTURE: dict[str, Any] = {
 FOREIGN_ARCHITECTURE: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
-    "hidden_size": 96,
-    "intermediate_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 160,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -71,16 +71,16 @@ Numbers = Mapping[str, Mapping[str, Any]]
 
 BASE: Numbers = {
     "optimizer": {"learning_rate": 4e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
-    "train": {"batch_size": 16, "steps": 1200, "log_every": 20},
+    "train": {"batch_size": 16, "steps": 1500, "log_every": 20},
 }
 SFT: Numbers = {
     "optimizer": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
-    "train": {"batch_size": 32, "steps": 400, "log_every": 10},
+    "train": {"batch_size": 32, "steps": 600, "log_every": 10},
 }
 INSTRUCT: Numbers = SFT
 FOREIGN: Numbers = {
-    "optimizer": {"learning_rate": 3e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
-    "train": {"batch_size": 32, "steps": 1000, "log_every": 20},
+    "optimizer": {"learning_rate": 4e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
+    "train": {"batch_size": 32, "steps": 1200, "log_every": 20},
 }
 PREFERENCES: Numbers = {
     "optimizer": {"learning_rate": 3e-4, "schedule": "linear", "warmup_ratio": 0.1},
