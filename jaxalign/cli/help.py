@@ -132,6 +132,18 @@ examples:
   jaxalign analyse-credit --model=ALIGNED --out=credit.html --config=configs/paired.py:dpo \\
       --config.model.path=START --config.data.train=pairs.jsonl
 """,
+    "analyse-tokens": """\
+Show which tokens an aligned model writes more or less often than its reference: log-ratios by entry of the vocabulary.
+The held-out completions of the run are scored by its exported model and by its reference, and averaged over all places
+of the same token. The page has a histogram, the tokens that moved most, and how likely the end token is at the ends of
+chosen and rejected completions; a file for JSON has the numbers.
+
+examples:
+  jaxalign analyse-tokens --workdir=runs/dpo --out=tokens.html
+  jaxalign analyse-tokens --workdir=runs/dpo --min-count=20 --top=30 --out=tokens.json
+  jaxalign analyse-tokens --model=ALIGNED --out=tokens.html --config=configs/paired.py:dpo \\
+      --config.model.path=START --config.data.train=pairs.jsonl
+""",
     "check-data": """\
 Read and tokenise the data of --config as training would, without reading weights, and tell what was found: rows kept
 and dropped by reason, truncation, lengths, where tokens merge across the end of the prompt. --show prints examples
@@ -142,8 +154,8 @@ example:
 """,
     "study": """\
 Run a study: a comparison of models that are made and measured alike. The file says the question, the rows, the stages
-that make each model (SFT, alignment, ...) and what is measured of it. The plan is printed first: what several rows need,
-an SFT run or the log-probabilities of a reference, runs once. Each row is made in a process of its own and kept in
+that make each model (SFT, alignment, ...) and what is measured of it. The plan is printed first: what several rows
+need, an SFT run or the log-probabilities of a reference, runs once. Each row is made in a process of its own and kept in
   rows.jsonl rows/ (results)   stages/ (runs as of jaxalign train)   measures/ (answers, judgments)   logs/   cache/
 The same command goes on where it was stopped or killed. A row that fails is a row with its error.
 Several machines may share the folder: --shard gives each a part, after --shared has run what rows have in common, and

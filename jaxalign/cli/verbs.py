@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from jaxalign.cli.study_verbs import study
+from jaxalign.cli.token_verb import analyse_tokens
 from jaxalign.config import RunConfig, read_dict, resolve
 from jaxalign.config_fields import literal
 from jaxalign.config_transport import load, override
@@ -293,6 +294,7 @@ VERBS: Mapping[str, Callable[[Namespace], int]] = {
     "methods": methods,
     "analyse-field": analyse_field,
     "analyse-credit": analyse_credit,
+    "analyse-tokens": analyse_tokens,
     "check-data": check_data,
     "study": study,
     "quickstart": quickstart,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxalign.cli import main
@@ -86,3 +87,53 @@ def test_credit_is_written(tmp_path: Path, capsys, monkeypatch):
     assert json.loads((tmp_path / "c.json").read_text())["examples"] == []
     assert main(["analyse-credit", *config, "--model=other", f"--out={tmp_path / 'c.html'}"]) == 0
     assert "Which tokens earn the reward" in (tmp_path / "c.html").read_text()
+
+
+def test_tokens_tell_all_problems_at_once(tmp_path: Path, capsys):
+    words = [f"--workdir={tmp_path}", "--out=a.png", "--min-cont=3"]
+    assert main(["analyse-tokens", *words]) == 2
+    err = capsys.readouterr().err
+    for text in ("3 problems", "Did you mean '--min-count'?", "--out: got 'a.png'", "--config: missing"):
+        assert text in err
+
+
+def test_tokens_are_written(tmp_path: Path, capsys, monkeypatch):
+    """The verb's own part: what is computed, tests/build/test_study_measures.py tells."""
+    from jaxalign import build
+    from jaxalign.evaluation.end_token import end_token_metrics
+    from jaxalign.evaluation.outcome import Outcome
+    from jaxalign.evaluation.token_shift import Scored, shift_details, shift_metrics
+
+    asked = {}
+    tokens = {4: "<b>", 5: "\n", 6: "</s>"}
+    chosen = Scored(np.array([4, 5, 6]), np.array([-1.0, -2.0, -9.0]), np.array([-3.0, -1.0, -0.5]), True)
+    rejected = Scored(np.array([4, 6]), np.array([-1.5, -4.0]), np.array([-1.0, -1.0]), True)
+    pairs = [{"chosen": chosen, "rejected": rejected}]
+
+    def token_shift(config, workdir, model, **options):
+        asked.update(options, workdir=workdir, model=model, method=config.method.name)
+        return Outcome(
+            metrics=shift_metrics(pairs, min_count=1) | end_token_metrics(pairs),
+            protocol={"min_count": 1, "examples": 1},
+            details={
+                **shift_details(pairs, lambda i: tokens[i], min_count=1),
+                "end_tokens": ["</s>"],
+                "model": "m",
+                "reference": "start",
+            },
+            notes=["a note"],
+        )
+
+    monkeypatch.setattr(build, "token_shift", token_shift)
+    config = ["--config=configs/paired.py:dpo", "--config.model.path=m", "--config.data.train=d.jsonl"]
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    assert main(["analyse-tokens", *config, "--model=other", "--top=3", f"--out={tmp_path / 'c.json'}"]) == 0
+    assert asked == {"method": "dpo", "workdir": None, "model": "other", "count": None, "min_count": 100, "top": 3}
+    numbers = json.loads((tmp_path / "c.json").read_text())
+    assert [row["token"] for row in numbers["details"]["top_tokens"]] == ["</s>", "\n", "<b>"]
+    assert main(["analyse-tokens", *config, "--model=other", f"--out={tmp_path / 'c.html'}"]) == 0
+    page = (tmp_path / "c.html").read_text()
+    for text in ("Which tokens moved", "&lt;b&gt;", "<code>\\n</code>", "a note", "-5.750", "The end token", "-5.000"):
+        assert text in page, text
+    assert "<b>" not in page
+    assert page.count("<svg") == 3
