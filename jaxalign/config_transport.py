@@ -14,11 +14,14 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxalign.config import RunConfig, from_dict, schema, to_dict
 from jaxalign.config_fields import from_text, literal
 from jaxalign.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from jaxalign.studies.study import Study
 
 Override = tuple[str, str]
 """A dotted path and the text it is set to: ``("train.steps", "100")``."""
@@ -51,7 +54,7 @@ def read(spec: str) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(f"--config: {path} is not JSON: {error}.") from None
     else:
-        tree = _call_get_config(path, arg)
+        tree = _call(path, arg, "get_config")
     if isinstance(tree, RunConfig):
         return to_dict(tree)
     if hasattr(tree, "to_dict"):
@@ -186,21 +189,44 @@ def _missing(path: Path) -> str:
     return f"--config: no file {str(path)!r}.{names}{did_you_mean(path.name, known)}"
 
 
-def _call_get_config(path: Path, arg: str | None) -> Any:
+def load_study(spec: str) -> Study:
+    """The study of a Python file with ``get_study(arg) -> Study``.
+
+    Args:
+      spec: ``path.py`` or ``path.py:arg``; the argument has the grammar of `parse_arg`.
+
+    Raises:
+      ConfigError: the file cannot be used; with its name and line where it goes wrong.
+    """
+    from jaxalign.studies.study import Study
+
+    path_text, arg = _split(spec)
+    path = Path(path_text)
+    if not path.is_file():
+        raise ConfigError(_missing(path))
+    if path.suffix != ".py":
+        raise ConfigError(f"--config: got {path}, expected a Python file with get_study(arg).")
+    study = _call(path, arg, "get_study")
+    if not isinstance(study, Study):
+        raise ConfigError(f"--config: get_study of {path} gave a {type(study).__name__}, expected a Study.")
+    return study
+
+
+def _call(path: Path, arg: str | None, name: str) -> Any:
+    """Runs a Python file and calls the function of this name in it with the argument of the command line."""
     try:
         with _importable(path.parent):
             module = types.ModuleType(f"jaxalign_config_{path.stem}")
             module.__file__ = str(path)
             exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-            get_config = getattr(module, "get_config", None)
-            if not callable(get_config):
-                near = did_you_mean("get_config", vars(module))
-                raise ConfigError(f"--config: {path} has no function get_config(arg).{near}")
-            if not inspect.signature(get_config).parameters:
+            function = getattr(module, name, None)
+            if not callable(function):
+                raise ConfigError(f"--config: {path} has no function {name}(arg).{_other_function(name, vars(module))}")
+            if not inspect.signature(function).parameters:
                 if arg is not None:
-                    raise ConfigError(f"--config: got the argument {arg!r}, but get_config of {path} takes none.")
-                return get_config()
-            return get_config(arg)
+                    raise ConfigError(f"--config: got the argument {arg!r}, but {name} of {path} takes none.")
+                return function()
+            return function(arg)
     except ConfigError:
         raise
     except Exception as error:
@@ -210,9 +236,24 @@ def _call_get_config(path: Path, arg: str | None) -> Any:
         raise ConfigError(f"--config: {where}: {type(error).__name__}: {error}") from error
 
 
+def _other_function(name: str, found: Mapping[str, Any]) -> str:
+    """For a file that has the other of the two functions, which verbs take it."""
+    if name == "get_config" and callable(found.get("get_study")):
+        return " It has get_study(arg): jaxalign study takes it."
+    if name == "get_study" and callable(found.get("get_config")):
+        return " It has get_config(arg): jaxalign train takes it."
+    return did_you_mean(name, found)
+
+
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Lets a configuration file import the files beside it (``import common``), and forgets them afterwards."""
+    """Lets a configuration file import the files beside it (``import common``), and forgets them afterwards.
+
+    Not one of this package: its neighbours have names of the standard library's, and are imported by their full name.
+    """
+    if Path(__file__).resolve().parent in (folder.resolve(), *folder.resolve().parents):
+        yield
+        return
     before = set(sys.modules)
     sys.path.insert(0, str(folder.resolve()))
     try:

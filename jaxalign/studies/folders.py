@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +48,10 @@ class Folders:
     def filled(self, key: str) -> Path:
         """Says that the reference log-probabilities of this key are in the cache."""
         return self.cache / "filled" / f"{key}.json"
+
+    def failure(self, name: str, key: str) -> Path:
+        """Says that a stage failed, and how."""
+        return self.root / "stages" / f"{name}-{key}.failed.json"
 
     def row(self, row: str) -> Path:
         """The file of one row."""
@@ -94,7 +99,7 @@ class Folders:
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is whole or absent at every moment, also when the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -138,6 +138,8 @@ class Resolver:
             section: dict(values) if isinstance(values, Mapping) else values for section, values in stage.config.items()
         }
         for option in keys:
+            if option not in schema():
+                continue
             section, _, name = option.partition(".")
             key = inputs.get(option)
             # Of an input that is wrong itself only the place matters: the rest of this stage is checked with it.

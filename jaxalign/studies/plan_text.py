@@ -1,0 +1,88 @@
+"""The plan as text: what will be made, what is shared, what it will cost."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from jaxalign.studies.plan import Plan, PlannedRow, PlannedStage
+
+WIDTH = 110
+
+
+def plan_lines(plan: Plan, chosen: Sequence[PlannedRow] | None = None) -> Iterator[str]:
+    """The whole plan.
+
+    Args:
+      plan: the study.
+      chosen: the rows that will be made now; None = all that are not there.
+    """
+    study = plan.study
+    yield f"study {study.name}: {len(plan.rows)} rows in {plan.folders.root}"
+    yield from textwrap.wrap(study.question, WIDTH, initial_indent="  ", subsequent_indent="  ")
+    for note in study.notes:
+        yield from textwrap.wrap(note, WIDTH, initial_indent="  * ", subsequent_indent="    ")
+    yield ""
+    yield from _rows(plan)
+    yield ""
+    yield from _stages(plan)
+    if study.measures:
+        yield f"measures of every row: {', '.join(measure.name for measure in study.measures)}"
+    lines = _cost(list(plan.stages.values()))
+    if lines:
+        yield ""
+        yield from lines
+    if chosen is not None:
+        yield ""
+        yield f"{len(chosen)} of {len(plan.rows)} rows to make now"
+
+
+def _rows(plan: Plan) -> Iterator[str]:
+    width = max(len(row.id) for row in plan.rows)
+    count = len(str(len(plan.rows)))
+    for i, row in enumerate(plan.rows, 1):
+        stages = [plan.stages[key] for key in row.stages]
+        made = " -> ".join(_mark(stage) for stage in stages) or row.model
+        status = {"done": "done", "failed": "FAILED", "missing": "changed since it was made" if row.stale else ""}
+        yield f"  {i:>{count}}  {row.id:<{width}}  {status[row.status] or '-':<6}  {made}"
+
+
+def _mark(stage: PlannedStage) -> str:
+    shared = "*" if len(stage.rows) > 1 else ""
+    return f"{stage.name}{shared}{' (done)' if stage.done else ''}"
+
+
+def _stages(plan: Plan) -> Iterator[str]:
+    runs = [stage for stage in plan.stages.values() if stage.kind == "train"]
+    fills = [stage for stage in plan.stages.values() if stage.kind == "reference"]
+    if not runs:
+        yield "no training: all models are measured as they are"
+        return
+    uses = sum(len(stage.rows) for stage in runs)
+    done = sum(stage.done for stage in runs)
+    yield f"{len(runs)} training runs, {done} of them done; without sharing they would be {uses}"
+    if fills:
+        yield f"{len(fills)} fills of the reference cache, {sum(fill.done for fill in fills)} of them done"
+    for stage in plan.shared:
+        what = _what(stage)
+        yield f"  {_mark(stage)} {stage.key}: once for {len(stage.rows)} rows{what}"
+    if plan.shared:
+        yield "  * = shared by several rows"
+
+
+def _what(stage: PlannedStage) -> str:
+    config = stage.config
+    source = config.model.path or config.model.config
+    if stage.kind == "reference":
+        of = config.reference.source
+        return f" (log-probabilities of {config.model.path if of in ('policy', 'prior') else of})"
+    return f" ({config.method.name} from {source})" if not stage.inputs else f" ({config.method.name})"
+
+
+def _cost(stages: Sequence[PlannedStage]) -> list[str]:
+    """Estimates of work, time and memory."""
+    if importlib.util.find_spec("jaxalign.studies.cost") is None:
+        return []
+    return list(importlib.import_module("jaxalign.studies.cost").cost_lines(stages))

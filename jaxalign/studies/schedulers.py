@@ -1,0 +1,209 @@
+"""Jobs for schedulers: one array over the stages that rows share, then one task for each row."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping
+
+from jaxalign.studies.plan import Plan
+from jaxalign.studies.runner import groups
+
+PARALLEL = 32
+"""Tasks of an array that run at once, at most, unless the user changes it."""
+
+
+def slurm(plan: Plan, *, config: str, workdir: str, distributed: bool = False) -> str:
+    """A shell script that submits the study to Slurm.
+
+    Args:
+      plan: the study.
+      config: its file, as given to ``--config``.
+      workdir: its folder, on a file system that all nodes see.
+      distributed: whether a task spans several nodes.
+    """
+    shared, rows = len(groups(plan)), len(plan.rows)
+    command = ["study", f"--config={config}", f"--workdir={workdir}"] + (["--distributed"] if distributed else [])
+    width = "--nodes=2 --ntasks-per-node=8" if distributed else "--nodes=1 --ntasks-per-node=1"
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# The study {plan.study.name} under Slurm: {_count(shared, rows)}.",
+        "#",
+        "#   bash THIS_FILE",
+        "#",
+        "# Run it from the root of the clone, with jaxalign[gpu] in .venv on a file system that all nodes see. What is",
+        "# done already is found and left alone, so it may be run again at any time. RESOURCES is for each task.",
+        "set -euo pipefail",
+        f'RESOURCES=${{RESOURCES:-"{width} --gpus-per-node=8 --cpus-per-task=16 --time=12:00:00"}}',
+        f"PARALLEL=${{PARALLEL:-{min(PARALLEL, max(shared, rows))}}}",
+        f"mkdir -p {shlex.quote(f'{workdir}/logs')}",
+        "",
+        "submit() { # submit NAME LAST_INDEX SBATCH_FLAGS... -- ARGUMENTS...: prints the id of the array",
+        "    local name=$1 last=$2 flags=()",
+        "    shift 2",
+        '    while [ "$1" != -- ]; do',
+        '        flags+=("$1")',
+        "        shift",
+        "    done",
+        "    shift",
+        "    # RESOURCES is several flags.",
+        "    # shellcheck disable=SC2086",
+        '    sbatch --parsable --job-name="$name" --array="0-$last%$PARALLEL" $RESOURCES \\',
+        '        "${flags[@]+"${flags[@]}"}" \\',
+        "        --open-mode=append --requeue --signal=TERM@300 \\",
+        f"        --output={shlex.quote(f'{workdir}/logs/slurm-%x-%a.log')} \\",
+        "        --export=ALL,STUDY=\"$(printf '%q ' \"$@\")\" <<'TASK'",
+        "#!/usr/bin/env bash",
+        "set -uo pipefail",
+        "# The batch shell itself must outlive the SIGTERM, to read the exit code.",
+        "trap ':' TERM",
+        'eval "set -- $STUDY"',
+        f'srun --kill-on-bad-exit=1 .venv/bin/jaxalign {shlex.join(command)} "$@" \\',
+        '    --shard="$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" &',
+        "step=$!",
+        'wait "$step"',
+        "code=$?",
+        "# A signal ends `wait` early: wait again for the step itself.",
+        'while kill -0 "$step" 2>/dev/null; do',
+        '    wait "$step"',
+        "    code=$?",
+        "done",
+        'if [ "$code" -eq 143 ]; then',
+        "    # Everything is saved: the same task goes on from there.",
+        '    scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
+        "fi",
+        'exit "$code"',
+        "TASK",
+        "}",
+        "",
+    ]
+    after = "--"
+    if shared:
+        lines += [f"shared=$(submit {_name(plan)}-shared {shared - 1} -- --shared)", 'echo "shared stages: $shared"']
+        # afterany: a stage that failed fails the rows that need it, and only these.
+        after = '"--dependency=afterany:$shared" --'
+    lines += [f"rows=$(submit {_name(plan)} {rows - 1} {after})", 'echo "rows: $rows"']
+    return "\n".join(lines) + "\n"
+
+
+def gke(plan: Plan, *, config: str, workdir: str, distributed: bool = False) -> str:
+    """A JobSet that runs the study on GKE: a job for each group of shared stages, and then one for each row.
+
+    Args:
+      plan: the study.
+      config: its file, in the image.
+      workdir: its folder, in the bucket that is mounted at /bucket.
+      distributed: whether a job has several hosts.
+    """
+    shared, rows = len(groups(plan)), len(plan.rows)
+    hosts = 4 if distributed else 1
+    command = ["jaxalign", "study", f"--config={config}", f"--workdir={workdir}"]
+    command += ["--distributed"] if distributed else []
+    name = _name(plan)
+    text = f"""\
+# The study {plan.study.name} on GKE: {_count(shared, rows)} (JobSet API v1alpha2, release 0.8 or later).
+#
+#   kubectl apply -f THIS_FILE
+#   kubectl get jobs -l jobset.sigs.k8s.io/jobset-name={name}
+#
+# To change before use: IMAGE (Python >= 3.11 with `pip install jaxalign[tpu]` and a copy of configs/ as its working
+# folder), BUCKET (hierarchical namespace, see launch/README.md), the service account, and the slice of each job:
+# accelerator, topology, and with them the number of hosts. Jobs wait until there is a slice for them; a queue such as
+# Kueue bounds how many there are. What is done already is found and left alone, so it may be applied again.
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: {name}
+  annotations:
+    # One slice is one node pool: never spread the pods of a job over two.
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: 100
+    rules:
+      # The study itself is wrong: a new start would end the same way. Rows that fail do not end a job.
+      - name: wrong-input
+        action: FailJobSet
+        onJobFailureReasons: [PodFailurePolicy]
+  replicatedJobs:
+"""
+    if shared:
+        text += _replicated("shared", shared, [*command, "--shared"], hosts, after=None)
+    return text + _replicated("rows", rows, command, hosts, after="shared" if shared else None)
+
+
+def _replicated(name: str, count: int, command: list[str], hosts: int, after: str | None) -> str:
+    """Jobs that differ in their part of the study alone."""
+    # The kubelet puts the variable in: no shell stands between SIGTERM and the program.
+    words = "\n".join(
+        f"                    - {json.dumps(word)}" for word in [*command, f"--shard=$(JOB_INDEX)/{count}"]
+    )
+    depends = f"      dependsOn:\n        - name: {after}\n          status: Complete\n" if after else ""
+    return f"""\
+    - name: {name}
+      replicas: {count}
+{depends}      template:
+        spec:
+          completionMode: Indexed
+          parallelism: {hosts}
+          completions: {hosts}
+          backoffLimit: {0 if hosts > 1 else 6}
+          podFailurePolicy:
+            rules:
+              - action: FailJob
+                onExitCodes:
+                  containerName: jaxalign
+                  operator: In
+                  values: [2, 3, 4]
+          template:
+            metadata:
+              annotations:
+                gke-gcsfuse/volumes: "true"
+            spec:
+              restartPolicy: Never
+              serviceAccountName: jaxalign
+              # Time between SIGTERM and SIGKILL: enough to save a checkpoint.
+              terminationGracePeriodSeconds: 120
+              nodeSelector:
+                cloud.google.com/gke-tpu-accelerator: tpu-v5-lite-podslice
+                cloud.google.com/gke-tpu-topology: {"4x4" if hosts > 1 else "2x2"}
+              containers:
+                - name: jaxalign
+                  image: IMAGE
+                  command:
+{words}
+                  env:
+                    - name: JOB_INDEX
+                      valueFrom:
+                        fieldRef:
+                          fieldPath: metadata.labels['jobset.sigs.k8s.io/job-index']
+                  ports:
+                    - containerPort: 8471
+                    - containerPort: 8482
+                  resources:
+                    limits:
+                      google.com/tpu: 4
+                  volumeMounts:
+                    - name: bucket
+                      mountPath: /bucket
+              volumes:
+                - name: bucket
+                  csi:
+                    driver: gcsfuse.csi.storage.gke.io
+                    volumeAttributes:
+                      bucketName: BUCKET
+                      mountOptions: implicit-dirs
+"""
+
+
+def _count(shared: int, rows: int) -> str:
+    first = f"{shared} tasks for the stages that rows share, then " if shared else ""
+    return f"{first}{rows} tasks, one for each row"
+
+
+def _name(plan: Plan) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", plan.study.name.lower()).strip("-") or "study"
+
+
+EMITTERS: Mapping[str, Callable[..., str]] = {"slurm": slurm, "gke": gke}
