@@ -170,6 +170,18 @@ examples:
   jaxalign study --config=configs/studies/dpo_variants.py --workdir=studies/variants --emit=slurm --out=submit.sh
   jaxalign study --config=configs/studies/dpo_variants.py --workdir=studies/variants --retry-failed
 """,
+    "report": """\
+Write what a study found, from its rows alone: report.html (one file that loads nothing), report.md, rows.csv (a line for
+each row and metric) and table.tex (booktabs). Rows that differ in their seed alone are one setting. The page answers the
+question as far as the rows carry: means with 95 % intervals, paired differences with Holm's correction, curves, score
+against divergence, training, samples side by side, and how each row was made. Rows that failed, whose model is degenerate,
+or that were measured in another way are shown as such and never averaged with the others. It may be written while the
+study still runs.
+
+examples:
+  jaxalign report studies/variants --open
+  jaxalign report studies/variants --out=pages/variants.html
+""",
     "quickstart": """\
 Make a small world with a known right answer, train a tokenizer and a tiny model in it, align the model with DPO, and
 show what changed: a table here, and one HTML page with plots in --workdir. Minutes on two CPU cores.

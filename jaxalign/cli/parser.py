@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from jaxalign.cli import help as texts
 from jaxalign.cli import suite_verb, token_verb
+from jaxalign.cli.report_verb import report_flags
 from jaxalign.cli.study_verbs import study_flags
 from jaxalign.config import ALIASES, SECTIONS, schema
 from jaxalign.config_fields import nearest
@@ -124,6 +125,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     token_verb.add_flags(verbs["analyse-tokens"])
     _generate_flags(verbs["generate"])
     study_flags(verbs["study"])
+    report_flags(verbs["report"])
     convert = verbs["convert"]
     convert.add_argument(
         "--from", dest="source", required=True, metavar="PATH", help="run folder, checkpoint, or model"

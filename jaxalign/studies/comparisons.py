@@ -197,7 +197,11 @@ def _by_seed(group: Group, name: str) -> dict[Label | None, Mapping]:
 
 def _pairs(results: Results, name: str, compare: str) -> Iterator[tuple[_Pairing, tuple[Label, Label], Difference]]:
     measure = name.partition("/")[0]
-    for first, second in itertools.combinations(results.values(compare), 2):
+    # What is compared with a baseline is told as a gain over it.
+    values = sorted(
+        results.values(compare), key=lambda value: compare == results.compare and value in results.baselines
+    )
+    for first, second in itertools.combinations(values, 2):
         ours = [group for group in results.groups if group.labels.get(compare) == first]
         theirs = [group for group in results.groups if group.labels.get(compare) == second]
         for one, other in itertools.product(ours, theirs):

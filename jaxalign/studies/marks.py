@@ -1,4 +1,4 @@
-"""What charts are drawn with: axes that are linear or logarithmic, ticks, and marks that differ without their colour."""
+"""What charts are drawn with: linear and logarithmic axes, ticks, and marks that differ not by colour alone."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def short(value: float) -> str:
     """A number on an axis: ``0.01``, ``250``, ``12k``."""
     if abs(value) >= 10_000:
         return f"{value / 1e6:.4g}M" if abs(value) >= 1e6 else f"{value / 1e3:.4g}k"
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
 
 
 def mark(style: str, across: float, down: float, note: str = "") -> str:

@@ -87,6 +87,7 @@ def panels(
     marks_x: Sequence[float] = (),
     include: Sequence[float] = (),
     names: bool = True,
+    size: tuple[int, int] = (WIDE, TALL),
 ) -> str:
     """Panels on common axes.
 
@@ -101,6 +102,7 @@ def panels(
       marks_x: values of x to name.
       include: values that the y axis reaches in any case.
       names: write the curves' names at their ends.
+      size: width and height of one, in its own units: letters are 11 high.
     """
     pictures = [p for p in (_finite(picture, log_x, log_y) for picture in pictures) if any(c.points for c in p.curves)]
     if not pictures:
@@ -109,17 +111,31 @@ def panels(
     xs = [px for curve in curves for px, _ in curve.points] + [e for c in curves for pair in c.across for e in pair]
     ys = [py for curve in curves for _, py in curve.points] + [e for c in curves for _, *pair in c.band for e in pair]
     ys += [end for picture in pictures for level in picture.levels for end in (level.low, level.high)] + [*include]
-    longest = max((len(curve.name) for curve in curves), default=0) if names else 0
-    right = WIDE - RIGHT - min(6.2 * longest, 96)
-    floor = TALL - BOTTOM
+    ends = [*curves, *(level for picture in pictures for level in picture.levels)]
+    longest = max(len(end.name) for end in ends) if names else 0
+    wide, tall = size
+    right = wide - RIGHT - min(7.0 * longest, 104)
+    floor = tall - BOTTOM
     across = axis([v for v in xs if v > 0] if log_x else xs, LEFT, right, log=log_x, marks=marks_x)
     up = axis(ys, floor, TOP, share=share_y, log=log_y)
-    drawn = [_panel(title, picture, across, up, x, y, names) for picture in pictures]
-    few = " few" if len(drawn) == 1 else ""
-    return f'<div class="panels{few}">{"".join(drawn)}</div>'
+    drawn = [_panel(title, picture, across, up, x, y, names, size) for picture in pictures]
+    return grid(drawn)
 
 
-def _panel(title: str, picture: Panel, across: Axis, up: Axis, x: str, y: str, names: bool) -> str:
+def grid(drawn: Sequence[str]) -> str:
+    """Panels beside one another; few ones are larger."""
+    size = {1: " one", 2: " two"}.get(len(drawn), "")
+    return f'<div class="panels{size}">{"".join(drawn)}</div>'
+
+
+def unwrapped(drawn: str) -> list[str]:
+    """The panels of a drawn picture, to be put into another grid."""
+    return [f'<div class="panel">{part}' for part in drawn.removesuffix("</div>").split('<div class="panel">')[1:]]
+
+
+def _panel(
+    title: str, picture: Panel, across: Axis, up: Axis, x: str, y: str, names: bool, size: tuple[int, int]
+) -> str:
     whole = f"{title}: {picture.title}" if picture.title else title
     parts = [text("axis", LEFT - 30, 12, y, "start")]
     for value in up.marks:
@@ -140,7 +156,7 @@ def _panel(title: str, picture: Panel, across: Axis, up: Axis, x: str, y: str, n
     if names:
         parts += _names(picture, across, up)
     words = f'<p class="panel-title">{escape(picture.title)}</p>' if picture.title else ""
-    svg = f'<svg viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape(whole, quote=True)}">'
+    svg = f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(whole, quote=True)}">'
     return f'<div class="panel">{words}{svg}{"".join(parts)}</svg></div>'
 
 
@@ -239,7 +255,9 @@ class Dot:
     high: float | None = None
 
 
-def dot_rows(title: str, rows: Mapping[str, Sequence[Dot]], *, x: str, share: bool = False) -> str:
+def dot_rows(
+    title: str, rows: Mapping[str, Sequence[Dot]], *, x: str, share: bool = False, include: Sequence[float] = ()
+) -> str:
     """Dots along a common axis, a row for each label: how several models do in several categories.
 
     Args:
@@ -247,13 +265,14 @@ def dot_rows(title: str, rows: Mapping[str, Sequence[Dot]], *, x: str, share: bo
       rows: label -> its dots.
       x: name and unit of the axis.
       share: the values are shares.
+      include: values that the axis reaches in any case.
     """
-    wide, tall, left = 460, 26, 16 + 6.4 * max((len(label[:24]) for label in rows), default=0)
+    wide, tall, left = WIDE, 26, 16 + 6.4 * max((len(label[:24]) for label in rows), default=0)
     ends = [e for dots in rows.values() for d in dots for e in (d.value, d.low, d.high) if e is not None]
     if not ends:
         return f'<p class="none">{escape(title)}: nothing to draw.</p>'
     floor = TOP + tall * len(rows)
-    across = axis(ends, left, wide - 16, share=share, count=5)
+    across = axis([*ends, *include], left, wide - 16, share=share)
     parts = []
     for value in across.marks:
         parts.append(stroke("grid", across.at(value), TOP - 6, across.at(value), floor))

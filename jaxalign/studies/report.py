@@ -16,12 +16,14 @@ from jaxalign.studies.report_training import training
 from jaxalign.studies.results import Results, degenerate, read_results
 from jaxalign.studies.tables import csv_text, latex_text, letter, main_table, markdown_escape, markdown_table, p_of
 from jaxalign.studies.wording import (
+    DASH,
     answer,
     count,
     difference,
     label_text,
     metric_name,
     most_seeds,
+    pair,
     setting,
     unit_name,
 )
@@ -36,14 +38,15 @@ class Report(NamedTuple):
     latex: Path
 
 
-METHOD = """Intervals cover 95 %. Where a measure keeps the values of its items, they come from a hierarchical bootstrap:
-seeds are drawn, then items, the same items for all seeds; the interval is widened for few seeds by Student's t. Where it
-does not, they are Student's over the seeds, with the items' standard error where that is known. Differences are paired: the
-same seed, the same items, every other label equal. Each table of differences, and the comparison of all settings with the
-best, is corrected for its number of comparisons by Holm's method, which keeps the chance of any false finding in one table
-at 5 %; reading several tables raises it. An interval of a difference is not corrected, so it may leave out zero where the
-corrected p does not fall below 0.05. Not being distinguishable is no proof of being equal. In each setting's mean,
-degenerate rows are left out, which flatters a setting that lost some."""
+METHOD = """Intervals cover 95 %. Where a measure keeps the values of its items, they come from a hierarchical
+bootstrap: seeds are drawn, then items, the same items for all seeds; the interval is widened for few seeds by
+Student's t. Where it does not, they are Student's over the seeds, with the items' standard error where that is
+known. Differences are paired: the same seed, the same items, every other label equal. Each table of differences,
+and the comparison of all settings with the best, is corrected for its number of comparisons by Holm's method, which
+keeps the chance of any false finding in one table at 5 %; reading several tables raises it. An interval of a
+difference is not corrected, so it may leave out zero where the corrected p does not fall below 0.05. Not being
+distinguishable is no proof of being equal. In each setting's mean, degenerate rows are left out, which flatters a
+setting that lost some."""
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Report:
@@ -93,7 +96,7 @@ def render(results: Results) -> str:
     links = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, (name, _) in sections.items())
     body = [
         f'<header><p class="eyebrow">Study {escape(str(study.get("name", "")))}</p><h1>{escape(title)}</h1></header>',
-        f'<div class="answer"><p>{escape(" ".join(answer(results)))}</p></div>',
+        _answer(results),
         _facts(results),
         report_details.mismatches(results),
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>',
@@ -103,6 +106,11 @@ def render(results: Results) -> str:
         for key, (name, text) in sections.items()
     ]
     return html(str(title), "\n".join(body), STYLE)
+
+
+def _answer(results: Results) -> str:
+    first, *rest = answer(results) or ["No row tells anything yet."]
+    return f'<div class="answer"><p><strong>{escape(first)}</strong> {escape(" ".join(rest))}</p></div>'
 
 
 def _facts(results: Results) -> str:
@@ -126,7 +134,7 @@ def _results(results: Results) -> str:
 
 def _published(results: Results) -> str:
     table = report_tables.published(results)
-    words = "Numbers of a paper beside ours, for orientation: models, data and judge may differ, so no difference is tested."
+    words = "Numbers of a paper beside ours, for orientation: models, data and judge may differ, so nothing is tested."
     return f"<p>{words}</p>{table}" if table else ""
 
 
@@ -175,10 +183,9 @@ def _markdown_differences(results: Results) -> list[str]:
                 continue
             rows = []
             for d in found:
-                pair = f"{label_text(d.first)} − {label_text(d.second)}"
                 where = count(d.settings, "setting") if d.context is None else setting(d.context)
                 verdict = "not tested" if d.adjusted is None else "holds" if d.holds else "does not hold"
-                rows.append([pair, difference(d, unit), p_of(d), verdict, str(d.seeds), str(d.items or "–"), where])
+                rows.append([pair(d), difference(d, unit), p_of(d), verdict, str(d.seeds), str(d.items or DASH), where])
             title = "averaged over settings" if found[0].context is None else "in each setting"
             parts.append(f"## Differences between values of {markdown_escape(label)}, {title}\n")
             head = [

@@ -11,7 +11,7 @@ from jaxalign.studies.report_pictures import shown_groups, split
 from jaxalign.studies.report_tables import configurations, head, swatch, table
 from jaxalign.studies.results import Group, Results, degenerate
 from jaxalign.studies.tables import letter
-from jaxalign.studies.wording import count, label_text, setting
+from jaxalign.studies.wording import DASH, count, label_text, setting
 
 PROMPTS, SETTINGS, LETTERS = 6, 12, 1200
 """Prompts and settings with samples, and the letters of one that are shown."""
@@ -36,7 +36,8 @@ def samples(results: Results) -> str:
             opened = "" if drawn else " open"
             folded = ' class="folded"' if drawn else ""
             drawn.append(
-                f"<details{folded}{opened}><summary>{escape(setting(labels) or 'all settings')}</summary>{inner}</details>"
+                f"<details{folded}{opened}><summary>{escape(setting(labels) or 'all settings')}</summary>"
+                f"{inner}</details>"
             )
         more = (
             f'<p class="soft">{len(found) - SETTINGS} more settings are not shown.</p>' if len(found) > SETTINGS else ""
@@ -77,7 +78,9 @@ def _extra(sample: Mapping[str, Any]) -> str:
     """What else is told of a sample in a word: its score, whether it is right."""
     told = []
     for name, value in sample.items():
-        if name in ("prompt", "completion", "id") or not isinstance(value, bool | int | float):
+        if name == "ended" and value is False:
+            told.append("cut, no end token")
+        if name in ("prompt", "completion", "id", "ended") or not isinstance(value, bool | int | float):
             continue
         told.append(f"{name} {'yes' if value is True else 'no' if value is False else f'{value:g}'}")
     return f" · {escape(', '.join(told[:3]))}" if told else ""
@@ -114,25 +117,24 @@ def mismatches(results: Results) -> str:
             told = ", ".join(f"<code>{escape(name)} = {escape(_shown(tree.get(name)))}</code>" for name in names)
             which = "; ".join(dict.fromkeys(setting(row["labels"]) or str(row["row"]) for row in rows[:4]))
             more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
-            items.append(
-                f"<li><b>{letter(place)}</b>, {count(len(rows), 'row')}: {told} <small>({escape(which + more)})</small></li>"
-            )
+            listed = f" <small>({escape(which + more)})</small>" if place else ""
+            items.append(f"<li><b>Protocol {letter(place)}</b>, {count(len(rows), 'row')}: {told} {listed}</li>")
         said = f"<p><b>{escape(measure)}</b> was measured in {len(texts)} ways:</p><ul>{''.join(items)}</ul>"
         (loud if measure == results.headline.partition("/")[0] else quiet).append(said)
     parts = []
     if loud:
         parts.append(
             '<div class="warn" role="note"><h3>⚠ The headline was not measured in the same way of all rows</h3>'
-            f"{''.join(loud)}<p>Rows of different protocols are never averaged or compared with one another. Pictures and "
-            "the answer are of protocol A.</p></div>"
+            f"{''.join(loud)}<p>Rows of different protocols are never averaged or compared with one another. "
+            "Pictures and the answer are of protocol A.</p></div>"
         )
     if quiet:
         names = ", ".join(
             measure for measure, _ in results.mismatches() if measure != results.headline.partition("/")[0]
         )
         parts.append(
-            f'<div class="warn" role="note"><details><summary>⚠ Other measures with several protocols: {escape(names)}</summary>'
-            f"{''.join(quiet)}</details></div>"
+            f'<details class="quiet"><summary>Other measures with several protocols: {escape(names)}</summary>'
+            f'<div class="warn">{"".join(quiet)}</div></details>'
         )
     return "".join(parts)
 
@@ -166,9 +168,9 @@ def provenance(results: Results) -> str:
         seconds = row.get("seconds")
         rows.append(
             f'<tr><th scope="row">{escape(str(row["row"]))}</th><td class="words">{escape(setting(row["labels"]))}</td>'
-            f'<td class="words"><code>{escape(", ".join(made)) or "–"}</code></td>'
-            f'<td class="words"><code>{escape(str(row.get("model") or "–"))}</code></td>'
-            f"<td>{'–' if not isinstance(seconds, int | float) else f'{seconds:,.0f}'}</td></tr>"
+            f'<td class="words"><code>{escape(", ".join(made)) or DASH}</code></td>'
+            f'<td class="words"><code>{escape(str(row.get("model") or DASH))}</code></td>'
+            f"<td>{DASH if not isinstance(seconds, int | float) else f'{seconds:,.0f}'}</td></tr>"
         )
     parts.append(f'<details class="folded"><summary>Rows and their stages</summary>{table(names, rows)}</details>')
     for key, stage in stages.items():

@@ -8,11 +8,12 @@ from typing import Any
 
 from jaxalign.studies.comparisons import Estimate, estimate
 from jaxalign.studies.marks import key
-from jaxalign.studies.panels import Curve, Dot, Level, Panel, dot_rows, panels
+from jaxalign.studies.panels import Curve, Dot, Level, Panel, dot_rows, grid, panels
 from jaxalign.studies.report_style import RAMP
-from jaxalign.studies.results import Group, Results, degenerate
+from jaxalign.studies.report_tables import head, table
+from jaxalign.studies.results import Group, Results
 from jaxalign.studies.study import Label
-from jaxalign.studies.wording import label_text, measured, metric_name, setting, unit_name
+from jaxalign.studies.wording import label_text, measured, metric_name, setting, short_setting, signed, unit_name
 
 MOST_PANELS = 12
 """Panels of one picture; what is beyond is told, not drawn."""
@@ -88,10 +89,9 @@ def _against_label(results: Results, label: str) -> str:
             for group in own:
                 level = estimate(results, group, results.headline)
                 if label not in group.labels and level.value is not None and len(levels) < 3:
-                    low, high = (level.value, level.value) if level.low is None else (level.low, level.high)
-                    levels.append(Level(label_text(value), level.value, low, high or low, results.style(value)))
+                    levels.append(_level(results, value, level))
                     seen[value] = None
-        pictures.append(Panel(setting(labels), lines, levels))
+        pictures.append(Panel(short_setting(labels), lines, levels))
     if not any(panel.curves for panel in pictures):
         return ""
     drawn = panels(
@@ -107,6 +107,11 @@ def _against_label(results: Results, label: str) -> str:
     levels = " Dashed: settings without this label." if any(panel.levels for panel in pictures) else ""
     caption = f"Means over seeds; bands are 95 % intervals.{levels}{gone}{_too_many(found)}"
     return figure(drawn, escape(caption), legend(results, [v for v in seen if v is not None]))
+
+
+def _level(results: Results, value: Label | None, found: Estimate) -> Level:
+    _, low, high = _reach(0.0, found)
+    return Level(label_text(value), found.value or 0.0, low, high, results.style(value))
 
 
 def _curve(results: Results, value: Label | None, label: str, known: Sequence[tuple[float, Estimate]]) -> Curve:
@@ -145,15 +150,20 @@ def _frontier(results: Results, name: str) -> str:
     found = list(split(groups, rest))
     unit = "share"
     for labels, members in found[:MOST_PANELS]:
-        lines = []
+        lines, levels = [], []
         for value in [*results.values(results.compare), None]:
             own = [g for g in members if g.labels.get(results.compare) == value]
             order = sorted(own, key=lambda g: [float(g.labels.get(n, 0)) for n in numeric])  # type: ignore[arg-type]
             pairs = [(g, estimate(results, g, name), estimate(results, g, results.headline)) for g in order]
             pairs = [(g, x, y) for g, x, y in pairs if x.value is not None and y.value is not None]
+            if pairs:
+                seen[value] = None
+            # No divergence at all is the start itself: a level, which also a logarithmic axis can show.
+            for _, _, y in [each for each in pairs if each[1].value == 0]:
+                levels.append(_level(results, value, y))
+            pairs = [each for each in pairs if each[1].value != 0]
             if not pairs:
                 continue
-            seen[value] = None
             unit = pairs[0][2].unit
             spread_x += [x.value or 0.0 for _, x, _ in pairs]
             lines.append(
@@ -172,14 +182,14 @@ def _frontier(results: Results, name: str) -> str:
                     ],
                 )
             )
-        pictures.append(Panel(setting(labels), lines))
+        pictures.append(Panel(short_setting(labels), lines, levels))
     if not any(panel.curves for panel in pictures):
         return ""
     log = min(spread_x) > 0 and max(spread_x) / min(spread_x) > 30
     drawn = panels(
         f"{metric_name(results.headline)} against divergence",
         pictures,
-        x=f"KL from the reference, {unit_name(results.metrics[name].get('unit', 'nats'))}{' (log scale)' if log else ''}",
+        x=f"KL from the reference, nats{' (log scale)' if log else ''}",
         y=_axis_name(results.headline, unit),
         log_x=log,
         share_y=unit == "share",
@@ -217,6 +227,8 @@ def _categories(results: Results, whole: str, names: Sequence[str]) -> str:
     rest = [n for n in rest if len({g.labels[n] for g in groups if n in g.labels}) > 1]
     found, parts, seen = list(split(groups, rest)), [], dict[Label | None, None]()
     metric = results.metrics[whole]
+    every = [estimate(results, group, name).value for group in groups for name in names]
+    every = [value for value in every if value is not None]
     share = metric.get("unit", "share") == "share"
     for labels, members in found[:MOST_PANELS]:
         rows: dict[str, list[Dot]] = {}
@@ -234,17 +246,19 @@ def _categories(results: Results, whole: str, names: Sequence[str]) -> str:
             if dots:
                 rows[name.removeprefix(whole + "/")] = dots
         if rows:
-            title = setting(labels)
+            title = short_setting(labels)
             chart = dot_rows(
-                f"By category, {title}", rows, x=_axis_name(whole, metric.get("unit", "share")), share=share
+                f"By category, {title}",
+                rows,
+                x=_axis_name(whole, metric.get("unit", "share")),
+                share=share,
+                include=every,
             )
             parts.append(f'<div class="panel"><p class="panel-title">{escape(title)}</p>{chart}</div>')
     if not parts:
         return ""
-    few = " few" if len(parts) == 1 else ""
-    caption = "Means over seeds. Categories hold few items each: point at a mark for its interval before reading much into it."
-    grid = f'<div class="panels{few}">{"".join(parts)}</div>'
-    return figure(grid, escape(caption + _too_many(found)), legend(results, list(seen), lines=False))
+    caption = "Means over seeds. Categories hold few items each: point at a mark for its interval."
+    return figure(grid(parts), escape(caption + _too_many(found)), legend(results, list(seen), lines=False))
 
 
 def histograms(results: Results) -> str:
@@ -253,7 +267,7 @@ def histograms(results: Results) -> str:
     for row in results.done:
         for measure, outcome in row.get("results", {}).items():
             names |= {(measure, n): None for n, value in outcome.get("details", {}).items() if _is_histogram(value)}
-    return "".join(_histogram(results, *name) for name in names)
+    return "".join(_histogram(results, *name) for name in sorted(names, key=lambda name: "shift" not in name[0]))
 
 
 def _is_histogram(value: Any) -> bool:
@@ -271,33 +285,38 @@ def _histogram(results: Results, measure: str, name: str) -> str:
     whole = [g for g in groups if all(n in g.labels for n in rest)]
     found = [*split(whole, rest), *((dict(g.labels), [g]) for g in groups if g not in whole)]
     values = [v for n in numeric for v in results.values(n)]
-    pictures = []
-    for labels, members in found[:MOST_PANELS]:
-        lines = []
-        for group in members:
-            value = group.labels.get(numeric[0]) if numeric else None
-            place = values.index(value) if value in values else 0
-            style = f"r{round(place * (RAMP - 1) / max(len(values) - 1, 1))}" if numeric else "k0"
-            lines.append(Curve(label_text(value) if numeric else "", _steps(group, measure, name), style, marks=False))
-        pictures.append(Panel(setting(labels), lines))
+    styles = {v: f"r{round(i * (RAMP - 1) / max(len(values) - 1, 1))}" for i, v in enumerate(values)}
     shift = "shift" in measure
-    drawn = panels(
+    drawn = [(labels, [(group, _steps(group, measure, name)) for group in members]) for labels, members in found]
+    least = min((y for _, members in drawn for _, steps in members for _, y in steps if y > 0), default=1.0)
+    pictures = []
+    for labels, members in drawn[:MOST_PANELS]:
+        lines = []
+        for group, steps in members:
+            style = styles.get(group.labels.get(numeric[0]), "kn") if numeric else "k0"
+            # A logarithmic axis has no 0: empty bins lie on the floor.
+            points = [(x, y or 0.6 * least) for x, y in steps] if shift else steps
+            lines.append(Curve("", points, style, marks=False))
+        pictures.append(Panel(short_setting(labels), lines))
+    unit = "nat" if shift else "token" if "length" in name else "unit"
+    picture = panels(
         f"{measure}: {name}",
         pictures,
-        x="mean log-ratio to the reference, nats" if shift else name,
-        y="share of tokens (log scale)" if shift else "share",
+        x="mean log-ratio to the reference, nats" if shift else f"tokens ({name})" if unit == "token" else name,
+        y=f"share of tokens per {unit} (log scale)" if shift else f"share per {unit}, %",
         share_y=not shift,
         log_y=shift,
-        names=bool(numeric),
+        names=False,
     )
     title = "How far tokens moved" if shift else f"{measure}: {name}"
-    about = f"Lines are values of {numeric[0]}. " if numeric else ""
-    if shift:
-        about += (
-            "Each token of the vocabulary counts once, by the mean of its log-ratio wherever it stands in the data. "
-        )
-    keep = f"{about}The first row of each setting.{_too_many(found)}"
-    return f"<h3>{escape(title)}</h3>" + figure(drawn, escape(keep))
+    about = (
+        "Each token of the vocabulary counts once, by its mean log-ratio wherever it stands in the data. "
+        if shift
+        else ""
+    )
+    keys = key({f"{numeric[0]} {label_text(v)}": style for v, style in styles.items()}) if numeric else ""
+    keep = f"{about}Of the first row of each setting.{_too_many(found)}"
+    return f"<h3>{escape(title)}</h3>" + figure(picture, escape(keep), keys)
 
 
 def _details(row: Mapping[str, Any], measure: str, name: str) -> Any:
@@ -309,31 +328,34 @@ def _steps(group: Group, measure: str, name: str) -> list[tuple[float, float]]:
     value = next(found for row in group.rows if (found := _details(row, measure, name)))
     counts, edges = value.get("counts", value.get("shares")), value["edges"]
     total = sum(counts) or 1
-    return [(edge, count / total) for i, count in enumerate(counts) for edge in (edges[i], edges[i + 1])]
+    heights = [count / total / ((edges[i + 1] - edges[i]) or 1) for i, count in enumerate(counts)]
+    return [(edge, height) for i, height in enumerate(heights) for edge in (edges[i], edges[i + 1])]
 
 
 def top_tokens(results: Results) -> str:
-    """Lists of tokens in the measures' details."""
-    parts = []
+    """Lists of tokens in the measures' details, a row for each setting."""
+    rows, longest = [], 0
     for group in shown_groups(results):
-        for row in [row for row in group.rows if not degenerate(row)][:1] or group.rows[:1]:
-            for measure, outcome in row.get("results", {}).items():
-                for name, found in outcome.get("details", {}).items():
-                    if (
-                        isinstance(found, list)
-                        and found
-                        and all(isinstance(e, Mapping) and "token" in e for e in found)
-                    ):
-                        items = "".join(_token(entry) for entry in found[:20])
-                        title = escape(f"{setting(group.labels)} ({measure}, {name})")
-                        parts.append(
-                            f'<details class="folded"><summary>{title}</summary><ol class="tokens">{items}</ol></details>'
-                        )
-    return "<h3>Tokens that moved most</h3>" + "".join(parts) if parts else ""
+        for measure, name, found in _token_lists(group):
+            cells = "".join(f'<td class="label">{_token(entry)}</td>' for entry in found[:10])
+            longest = max(longest, len(found[:10]))
+            rows.append(f'<tr><th scope="row">{escape(short_setting(group.labels))}</th>{cells}</tr>')
+            title = f"{measure}: {name}, largest first, of the first row of each setting; mean log-ratio in nats"
+    if not rows:
+        return ""
+    names = [head("setting", "label"), *(head(str(rank + 1), "label") for rank in range(longest))]
+    return f"<h3>Tokens that moved most</h3>{table(names, rows, escape(title))}"
+
+
+def _token_lists(group: Group) -> Iterator[tuple[str, str, list]]:
+    for measure, outcome in group.rows[0].get("results", {}).items():
+        for name, found in outcome.get("details", {}).items():
+            if isinstance(found, list) and found and all(isinstance(e, Mapping) and "token" in e for e in found):
+                yield measure, name, found
 
 
 def _token(entry: Mapping[str, Any]) -> str:
-    mean = entry.get("mean")
-    moved = f" {mean:+.2f} nats" if isinstance(mean, int | float) else ""
-    often = f", {entry['count']:,} places" if isinstance(entry.get("count"), int) else ""
-    return f"<li><code>{escape(repr(entry['token'])[1:-1])}</code>{moved}<small>{often}</small></li>"
+    mean, places = entry.get("mean"), entry.get("count")
+    moved = f" <small>{signed(mean, 'nats')}</small>" if isinstance(mean, int | float) else ""
+    note = f' title="in {places:,} places"' if isinstance(places, int) else ""
+    return f"<code{note}>{escape(repr(str(entry['token']))[1:-1])}</code>{moved}"

@@ -62,8 +62,10 @@ p { max-width: 74ch; }
   max-width: none; margin: 18px 0; }
 .answer p { margin: 0; max-width: 82ch; }
 .facts { display: flex; flex-wrap: wrap; gap: 6px 28px; margin: 14px 0 4px; padding: 0; list-style: none; }
-.facts li { color: var(--soft); font-size: .9rem; } .facts b { color: var(--ink); font-variant-numeric: tabular-nums; }
-nav ul { display: flex; flex-wrap: wrap; gap: 4px 18px; list-style: none; padding: 0; margin: 18px 0 0; font-size: .9rem; }
+.facts li { color: var(--soft); font-size: .9rem; }
+.facts b { color: var(--ink); font-variant-numeric: tabular-nums; }
+nav ul { display: flex; flex-wrap: wrap; gap: 4px 18px; list-style: none; padding: 0; margin: 18px 0 0;
+  font-size: .9rem; }
 a { color: var(--k0); text-underline-offset: 2px; }
 :focus-visible { outline: 2px solid var(--k0); outline-offset: 2px; border-radius: 3px; }
 .warn { border: 1px solid var(--warn-rule); background: var(--warn-paper); border-radius: 10px; padding: 12px 18px;
@@ -75,7 +77,8 @@ th, td { padding: 6px 16px 6px 0; vertical-align: middle; }
 thead th { vertical-align: bottom; border-bottom: 1px solid var(--soft); }
 th.label, td.label, td.words, th.words { text-align: left; }
 tbody th { text-align: left; color: var(--ink); font-weight: 400; white-space: nowrap; }
-td.words { min-width: 11em; } td.value { white-space: nowrap; } td small, th small { color: var(--soft); font-size: .86em; }
+td.words { min-width: 11em; } td.value { white-space: nowrap; }
+td small, th small { color: var(--soft); font-size: .86em; }
 tr.best td, tr.best th { font-weight: 650; } tr.gone td { color: var(--soft); }
 td.none { color: var(--soft); font-style: italic; }
 caption { text-align: left; color: var(--soft); font-size: .9rem; padding: 0 0 6px; }
@@ -91,16 +94,18 @@ svg text.label { fill: var(--ink); font-size: 12px; } svg text.name { font-size:
 .zero { stroke-dasharray: 2 2; } .reach { stroke: var(--rule); stroke-width: 2; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: butt; }
 .line.level { stroke-width: 1.5; stroke-dasharray: 2 3; } .line.bad { stroke-dasharray: 5 3; }
-.band { opacity: .13; stroke: none; } .span { stroke-width: 2.5; opacity: .5; }
+.band { opacity: .12; stroke: none; } .span { stroke-width: 2.5; opacity: .5; }
 .mark { stroke: var(--paper); stroke-width: 1; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 18px 22px; }
-.panels.few { grid-template-columns: minmax(0, 620px); }
+.panels.one { grid-template-columns: minmax(0, 470px); }
+.panels.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 450px)); gap: 18px 40px; }
 .panels.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 235px), 1fr)); gap: 14px 18px; }
 .panel { min-width: 0; } .panel-title { font-size: .9rem; font-weight: 600; margin: 0 0 2px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: .88rem; margin: 8px 0 10px; }
 .legend svg.sample { width: 28px; height: 16px; display: inline-block; vertical-align: -3px; margin-right: 6px; }
 .none { color: var(--soft); font-size: .9rem; }
-details { margin: 8px 0; } summary { cursor: pointer; padding: 4px 0; } summary:hover { color: var(--k0); }
+details { margin: 4px 0; } summary { cursor: pointer; padding: 2px 0; }
+.quiet { color: var(--soft); font-size: .92rem; } summary:hover { color: var(--k0); }
 details[open] > summary { margin-bottom: 6px; }
 .prompt { margin: 18px 0; border-top: 1px solid var(--rule); padding-top: 10px; }
 .prompt > p { font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere; max-width: none; }
@@ -108,7 +113,6 @@ details[open] > summary { margin-bottom: 6px; }
 .said > div { background: var(--card); border-radius: 8px; padding: 8px 12px; min-width: 0; }
 .said h4 { margin: 0 0 4px; font-size: .82rem; font-weight: 600; color: var(--soft); }
 .said p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .93rem; line-height: 1.45; }
-.tokens { columns: 3 190px; font-size: .9rem; padding-left: 22px; } .tokens code { overflow-wrap: anywhere; }
 pre { font-size: .8rem; max-height: 420px; overflow: auto; } code { overflow-wrap: anywhere; }
 .notes li { max-width: 74ch; margin: 4px 0; }
 @media (max-width: 620px) { main { padding: 20px 16px 48px; } h1 { font-size: 1.35rem; } .answer { padding: 12px 14px; }
@@ -121,11 +125,13 @@ pre { font-size: .8rem; max-height: 420px; overflow: auto; } code { overflow-wra
   nav, .screen, details.folded { display: none; }
   h2 { margin-top: 22px; padding-top: 10px; } h2, h3, summary, caption, .panel-title { break-after: avoid; }
   .panel, tr, .prompt, .said > div, .answer, .warn, .legend { break-inside: avoid; }
-  .panels { grid-template-columns: repeat(3, 1fr); gap: 12px; } .panels.few { grid-template-columns: 60%; }
+  .panels { grid-template-columns: repeat(3, 1fr); gap: 12px; } .panels.one { grid-template-columns: 60%; }
+  .panels.two { grid-template-columns: 1fr 1fr; }
   .panels.small { grid-template-columns: repeat(4, 1fr); }
   thead { display: table-header-group; } table { font-size: 8.5pt; } .scroll { overflow: visible; }
   th, td { padding: 3px 8px 3px 0; } td.words { min-width: 0; } tbody th, td.value { white-space: normal; }
-  svg.forest { width: 90px; } summary { list-style: none; font-weight: 600; } a { color: inherit; text-decoration: none; }
+  svg.forest { width: 90px; } summary { list-style: none; font-weight: 600; }
+  a { color: inherit; text-decoration: none; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """.replace("LIGHTVARS", _variables(LIGHT))

@@ -5,18 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from jaxalign.studies.comparisons import Difference, by_setting, estimate, over_settings
-from jaxalign.studies.marks import Axis, axis, mark
+from jaxalign.studies.comparisons import Difference, Estimate, by_setting, estimate, over_settings
+from jaxalign.studies.marks import Axis, axis, mark, short, stroke, text
 from jaxalign.studies.panels import forest
 from jaxalign.studies.results import SEED, Group, Results, degenerate, is_number
 from jaxalign.studies.study import Label
 from jaxalign.studies.tables import ALIKE, APART, BEST, DEGENERATE, Line, letter, main_table, p_of
-from jaxalign.studies.wording import count, difference, label_text, measured, metric_name, number, setting, unit_name
+from jaxalign.studies.wording import (
+    DASH,
+    MINUS,
+    count,
+    difference,
+    label_text,
+    measured,
+    metric_name,
+    number,
+    setting,
+    unit_name,
+)
+
+
+ONE_SEED, ONE_SEED_TEXT = (
+    "†",
+    "One seed in common: the interval covers the choice of items, not the chance of training.",
+)
 
 
 def swatch(results: Results, value: Label | None) -> str:
     """A compared value's mark before its name."""
     return f'<svg class="swatch" viewBox="-6.5 -6.5 13 13" aria-hidden="true">{mark(results.style(value), 0, 0)}</svg>'
+
+
+def forest_head(scale: Axis | None, share: bool) -> str:
+    """The axis over a column of `forest` pictures."""
+    if scale is None:
+        return head("", "screen")
+    marks = scale.marks if len(scale.marks) < 4 else (scale.marks[0], scale.marks[-1])
+    marks = tuple(sorted({*marks, 0.0})) if scale.low < 0 < scale.high else marks
+    ticks = "".join(text("tick", scale.at(m), 11, f"{100 * m:.4g}" if share else short(m)) for m in marks)
+    ticks += "".join(stroke("notch", scale.at(m), 14, scale.at(m), 18) for m in marks)
+    return (
+        f'<th scope="col" class="screen"><svg class="forest" viewBox="0 0 140 18" aria-hidden="true">{ticks}</svg></th>'
+    )
 
 
 def table(names: Sequence[str], body: Sequence[str], caption: str = "") -> str:
@@ -28,10 +58,10 @@ def table(names: Sequence[str], body: Sequence[str], caption: str = "") -> str:
     )
 
 
-def head(text: str, kind: str = "") -> str:
+def head(words: str, kind: str = "") -> str:
     """A column's name."""
     style = f' class="{kind}"' if kind else ""
-    return f'<th scope="col"{style}>{escape(text)}</th>'
+    return f'<th scope="col"{style}>{escape(words)}</th>'
 
 
 def label_cells(results: Results, labels: Mapping[str, Label]) -> str:
@@ -53,20 +83,31 @@ def label_heads(results: Results) -> list[str]:
 def headline_tables(results: Results) -> str:
     """The main table, one for each protocol of the headline."""
     tables = main_table(results)
-    ends = [e for _, lines in tables for l in lines for e in (l.estimate.value, l.estimate.low, l.estimate.high)]
+    ends = [e for _, lines in tables for line in lines for e in _ends(line.estimate)]
     known = [end for end in ends if end is not None]
     scale = axis(known, 8, 132) if known else None
     parts = []
     for protocol, lines in tables:
         unit = next((line.estimate.unit for line in lines if line.estimate.value is not None), "")
         names = [*label_heads(results), head(f"{metric_name(results.headline)}, {unit_name(unit)}".rstrip(", "))]
-        names += [head("95 % interval", "words"), head("", "screen"), head("seeds"), head("items"), head("", "words")]
+        share = unit == "share"
+        names += [
+            head("95 % interval", "words"),
+            forest_head(scale, share),
+            head("seeds"),
+            head("items"),
+            head("", "words"),
+        ]
         title = ""
         if len(tables) > 1:
             way = "The headline was not measured." if protocol is None else f"Protocol {letter(protocol)}."
             title = way + (" Not comparable with the tables above." if protocol else "")
         parts.append(table(names, [_headline_row(results, line, scale) for line in lines], title))
     return "".join(parts)
+
+
+def _ends(found: Estimate) -> tuple[float | None, ...]:
+    return found.value, found.low, found.high
 
 
 def _headline_row(results: Results, line: Line, scale: Axis | None) -> str:
@@ -112,7 +153,7 @@ def _difference_table(results: Results, found: Sequence[Difference], unit: str, 
     ends = [e for d in found for e in ((d.value, d.paired.low, d.paired.high) if d.paired else (d.value,))]
     scale = axis([*ends, 0.0], 8, 132)
     name = "points" if unit == "share" else unit_name(unit)
-    names = [head("difference", "label"), head(f"mean, {name} [95 % interval]"), head("", "screen")]
+    names = [head("difference", "label"), head(f"mean, {name} [95 % interval]"), forest_head(scale, unit == "share")]
     names += [
         head("p, corrected"),
         head("after correction", "words"),
@@ -127,16 +168,20 @@ def _difference_table(results: Results, found: Sequence[Difference], unit: str, 
         verdict = "not tested" if d.adjusted is None else "holds" if d.holds else "does not hold"
         where = str(d.settings) if d.context is None else setting(d.context) or "all"
         signs = [swatch(results, v) if label == results.compare else "" for v in (d.first, d.second)]
-        pair = " − ".join(sign + escape(label_text(v)) for sign, v in zip(signs, (d.first, d.second), strict=True))
+        pair = f" {MINUS} ".join(
+            sign + escape(label_text(v)) for sign, v in zip(signs, (d.first, d.second), strict=True)
+        )
         strong = ("<b>", "</b>") if d.holds else ("", "")
-        text = difference(d, unit).replace(f" {name}", "", 1) if name else difference(d, unit)
+        told = difference(d, unit).replace(f" {name}", "", 1) if name else difference(d, unit)
+        seeds = f"{d.seeds}" if d.seeds > 1 else f"1{ONE_SEED}"
         rows.append(
-            f'<tr><th scope="row">{pair}</th><td class="value">{escape(text)}</td>'
+            f'<tr><th scope="row">{pair}</th><td class="value">{escape(told)}</td>'
             f'<td class="screen">{forest(d.value, low, high, scale, style, zero=True)}</td><td>{escape(p_of(d))}</td>'
-            f'<td class="words">{strong[0]}{verdict}{strong[1]}</td><td>{d.seeds}</td><td>{d.items or "–"}</td>'
+            f'<td class="words">{strong[0]}{verdict}{strong[1]}</td><td>{seeds}</td><td>{d.items or DASH}</td>'
             f'<td class="words">{escape(where)}</td></tr>'
         )
-    return table(names, rows)
+    lonely = any(d.seeds == 1 for d in found)
+    return table(names, rows) + (f'<p class="soft">{ONE_SEED} {ONE_SEED_TEXT}</p>' if lonely else "")
 
 
 def all_metrics(results: Results) -> str:
@@ -180,8 +225,8 @@ def _notes(notes: Sequence[str], most: int = 12) -> str:
 def _metric_cell(results: Results, group: Group, name: str, several: bool) -> str:
     found = estimate(results, group, name)
     if found.value is None:
-        text = "mixed protocols" if found.mixed else DEGENERATE if found.degenerate else "–"
-        return f'<td class="none">{text}</td>'
+        why = "mixed protocols" if found.mixed else DEGENERATE if found.degenerate else DASH
+        return f'<td class="none">{why}</td>'
     half = ""
     if found.low is not None and found.high is not None:
         half = f" <small>[{number(found.low, found.unit)}, {number(found.high, found.unit)}]</small>"
@@ -198,18 +243,18 @@ def published(results: Results) -> str:
         labels = {k: v for k, v in each["labels"].items() if k != SEED}
         ours = [g for g in results.groups if all(g.labels.get(k) == v for k, v in labels.items()) and g.protocol == 0]
         found = estimate(results, ours[0], results.headline) if len(ours) == 1 else None
-        text = "–"
+        here = DASH
         if found is not None and found.value is not None:
-            text = measured(found.value, found.low, found.high, found.unit)
+            here = measured(found.value, found.low, found.high, found.unit)
         elif found is not None and found.degenerate:
-            text = DEGENERATE
+            here = DEGENERATE
         elif len(ours) > 1:
-            text = f"{len(ours)} settings"
+            here = f"{len(ours)} settings"
         value = DEGENERATE if each.get("value") is None else f"{each['value']:g}"
         rows.append(
-            f'<tr><th scope="row">{escape(setting(labels) or "all")}</th><td class="words">{escape(str(each["metric"]))}'
-            f'</td><td class="value">{value}</td><td class="words">{escape(str(each["source"]))}</td>'
-            f'<td class="value">{escape(text)}</td></tr>'
+            f'<tr><th scope="row">{escape(setting(labels) or "all")}</th>'
+            f'<td class="words">{escape(str(each["metric"]))}</td><td class="value">{value}</td><td class="words">{escape(str(each["source"]))}</td>'
+            f'<td class="value">{escape(here)}</td></tr>'
         )
     if not rows:
         return ""
@@ -226,9 +271,9 @@ def failures(results: Results) -> str:
             error = row.get("error") or {}
             kind = ": ".join(str(error[key]) for key in ("stage", "type") if error.get(key))
             rows.append(
-                f'<tr><th scope="row">{escape(str(row["row"]))}</th><td class="words">{escape(setting(row["labels"]))}</td>'
-                f'<td class="words">{escape(kind)}</td><td class="words"><code>{escape(str(error.get("message", "")))[:2000]}'
-                "</code></td></tr>"
+                f'<tr><th scope="row">{escape(str(row["row"]))}</th>'
+                f'<td class="words">{escape(setting(row["labels"]))}</td><td class="words">{escape(kind)}</td>'
+                f'<td class="words"><code>{escape(str(error.get("message", ""))[:2000])}</code></td></tr>'
             )
         names = [head("row", "label"), head("labels", "words"), head("stage: error", "words"), head("message", "words")]
         parts.append("<h3>Failed</h3>" + table(names, rows))
@@ -271,5 +316,5 @@ def _flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def _cell(value: object) -> str:
-    text = f"{value:g}" if is_number(value) else "–" if value is None else str(value)
-    return text if len(text) <= 60 else "…" + text[-58:]
+    words = f"{value:g}" if is_number(value) else DASH if value is None else str(value)
+    return words if len(words) <= 60 else "…" + words[-58:]

@@ -10,22 +10,25 @@ from typing import Any
 import numpy as np
 
 from jaxalign.studies.marks import key
-from jaxalign.studies.panels import Curve, Panel, panels
+from jaxalign.studies.panels import Curve, Panel, grid, panels, unwrapped
 from jaxalign.studies.report_pictures import figure
 from jaxalign.studies.results import Results, Row
-from jaxalign.studies.wording import setting
+from jaxalign.studies.wording import count, number, short_setting
 
 MOST_PANELS = 24
+APART = 5
+"""Largest by median movement from which on panels do not share their scale."""
 WORRY = -1.0
 """Nats per token by which chosen completions may fall before a reader should look at what the model writes."""
 SIDES = {"chosen": "good", "rejected": "bad"}
 
-EXPLANATION = """Losses of this family see only the difference between chosen and rejected, relative to the reference.
-The two completions share much of their text, and lowering the rejected one lowers what they share; so the probability of
-the chosen one usually falls too, only more slowly. Probability that both lose goes to texts that are in no pair. A drop of
-the chosen ones by a few tenths of a nat per token is common and says little by itself. When it passes about one nat per
-token (each token nearly three times less probable than at the start), or when the two lines fall together without parting,
-look at the samples, the lengths and the divergence before trusting a score."""
+EXPLANATION = """Losses of this family see only the difference between chosen and rejected, relative to the
+reference. The two completions share much of their text, and lowering the rejected one lowers what they share; so
+the probability of the chosen one usually falls too, only more slowly. Probability that both lose goes to texts that
+are in no pair. A drop of the chosen ones by a few tenths of a nat per token is common and says little by itself.
+When it passes about one nat per token (each token nearly three times less probable than at the start), or when the
+two lines fall together without parting, look at the samples, the lengths and the divergence before trusting a
+score."""
 
 
 def training(results: Results) -> str:
@@ -46,27 +49,38 @@ def training(results: Results) -> str:
             band = [] if len(rows) < 2 else list(zip(steps, low.tolist(), high.tolist(), strict=True))
             curves.append(Curve(side, list(zip(steps, middle.tolist(), strict=True)), style, band=band, marks=False))
             if by_token and side == "chosen" and middle[-1] < WORRY:
-                fallen.append(f"{setting(group.labels) or 'all rows'} ({middle[-1]:.2f})")
-        pictures.append(Panel(setting(group.labels), curves))
-    unit = "nats per token" if by_token else "nats per completion"
-    drawn = panels(
-        "Log-probabilities of chosen and rejected completions during training",
-        pictures[:MOST_PANELS],
-        x="step",
-        y=f"change since the first record, {unit}",
-        include=(0.0,),
-        names=False,
-    ).replace('class="panels"', 'class="panels small"')
+                fallen.append((float(middle[-1]), short_setting(group.labels) or "all rows"))
+        pictures.append(Panel(short_setting(group.labels), curves))
+    unit = "nats per token" if by_token else "nats"
+    reach = [max(abs(y) for curve in picture.curves for _, y in curve.points) for picture in pictures]
+    own = max(reach) > APART * float(np.median(reach))
+
+    def draw(shown: Sequence[Panel]) -> str:
+        return panels(
+            "Log-probabilities of chosen and rejected completions during training",
+            shown,
+            x="step",
+            y=f"change, {unit}",
+            include=(0.0,),
+            names=False,
+            size=(240, 176),
+        )
+
+    shown = pictures[:MOST_PANELS]
+    drawn = grid([panel for picture in shown for panel in unwrapped(draw([picture]))]) if own else draw(shown)
     hidden = len(pictures) - MOST_PANELS
-    more = f" {hidden} more settings are not drawn." if hidden > 0 else ""
-    many = " Bands reach from the lowest to the highest seed." if any(len(d) > 1 for _, d in found) else ""
-    caption = f"Means over seeds, on training batches.{many}{more}"
-    if not by_token:
-        caption += " Lengths were not recorded, so the change is per completion: divide by its tokens."
+    parts = ["Change since the first record, mean over seeds, on training batches."]
+    parts += ["Bands reach from the lowest to the highest seed."] * any(len(drifts) > 1 for _, drifts in found)
+    parts += ["The panels differ too much for one scale: each has its own."] * own
+    parts += [] if by_token else ["Lengths were not recorded, so the change is per completion: divide by its tokens."]
+    parts += [f"{hidden} more settings are not drawn."] * (hidden > 0)
     worry = ""
     if fallen:
-        worry = f"<p><strong>Chosen completions fell by more than one nat per token:</strong> {escape('; '.join(fallen))}.</p>"
-    return f"<p>{EXPLANATION}</p>{worry}" + figure(drawn, escape(caption), key(SIDES))
+        worst = "; ".join(f"{name} ({number(value, unit)})" for value, name in sorted(fallen)[:4])
+        words = f"In {len(fallen)} of {count(len(found), 'setting')} the chosen completions fell by more than one nat"
+        worry = f"<p><strong>{words} per token</strong>, furthest in: {escape(worst)}.</p>"
+    small = drawn.replace('class="panels', 'class="panels small')
+    return f"<p>{EXPLANATION}</p>{worry}" + figure(small, escape(" ".join(parts)), key(SIDES))
 
 
 class _Drift:

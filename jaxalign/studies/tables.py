@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from jaxalign.studies.comparisons import Difference, Estimate, best_of, estimate
 from jaxalign.studies.results import SEED, Group, Results, canonical, degenerate, protocol_of
-from jaxalign.studies.wording import label_text, metric_name, number, p_text, unit_name
+from jaxalign.studies.wording import DASH, MINUS, label_text, metric_name, number, p_text, unit_name
 
 BEST, ALIKE, APART, UNTESTED = "best", "not distinguishable from the best", "differs from the best", "not tested"
 DEGENERATE = "degenerate"
@@ -88,7 +88,7 @@ def main_table(results: Results) -> list[tuple[int | None, list[Line]]]:
 
 def _line(results: Results, group: Group, found, failed: int) -> Line:
     value = estimate(results, group, results.headline)
-    if found is None or value.value is None:
+    if found is None or value.value is None or not found[1]:
         return Line(group, value, "", None, failed)
     best, others = found
     if group is best:
@@ -125,7 +125,7 @@ def csv_text(results: Results) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "[": "{[}", "]": "{]}", "–": "--", "−": "$-$", "\n": " ",
+    "|": r"\textbar{}", "[": "{[}", "]": "{]}", DASH: "--", MINUS: "$-$", "\n": " ",
 }  # fmt: skip
 
 
@@ -138,7 +138,8 @@ def latex_text(results: Results) -> str:
     """The main table for a paper, with booktabs: the best in bold, what cannot be told from it with a dagger."""
     labels = results.labels
     unit = next(
-        (l.estimate.unit for _, lines in main_table(results) for l in lines if l.estimate.value is not None), ""
+        (line.estimate.unit for _, lines in main_table(results) for line in lines if line.estimate.value is not None),
+        "",
     )
     head = [
         *labels,

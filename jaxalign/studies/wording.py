@@ -8,6 +8,7 @@ from jaxalign.studies.comparisons import Difference, Estimate, best_of, estimate
 from jaxalign.studies.results import SEED, Group, Results, degenerate
 from jaxalign.studies.study import Label
 
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 UNITS = {"share": "%", "nats/token": "nats per token"}
 """Units whose name is not what a reader sees."""
 
@@ -20,9 +21,9 @@ def unit_name(unit: str) -> str:
 def number(value: float, unit: str = "") -> str:
     """A number without its unit: ``62.5`` of a share of 0.625, ``4.31`` of anything else."""
     if unit == "share":
-        return f"{100 * value:z.1f}"
+        return _minus(f"{100 * value:z.1f}")
     digits = 3 if unit == "nats/token" or 0 < abs(value) < 0.1 else 2 if abs(value) < 100 else 1
-    return f"{value:z,.{digits}f}"
+    return _minus(f"{value:z,.{digits}f}")
 
 
 def measured(value: float, low: float | None, high: float | None, unit: str) -> str:
@@ -34,7 +35,11 @@ def measured(value: float, low: float | None, high: float | None, unit: str) -> 
 def signed(value: float, unit: str) -> str:
     """A difference without its unit, with its sign: ``+3.2``."""
     text = number(value, unit)
-    return text if text.startswith("-") else f"+{text}"
+    return text if text.startswith(MINUS) else f"+{text}"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", MINUS)
 
 
 def difference(found: Difference, unit: str) -> str:
@@ -44,19 +49,31 @@ def difference(found: Difference, unit: str) -> str:
     return f"{signed(found.value, unit)} {name}".rstrip() + reach
 
 
+def pair(found: Difference) -> str:
+    """What is subtracted from what: ``dpo − ipo``."""
+    return f"{label_text(found.first)} {MINUS} {label_text(found.second)}"
+
+
 def p_text(p: float | None) -> str:
     """A p-value; a dash where there is none."""
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return DASH if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def label_text(value: Label | None) -> str:
     """A label's value; a dash where the row does not have it."""
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return DASH if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def setting(labels: Mapping[str, Label], without: Sequence[str] = ()) -> str:
     """Labels in a line: ``method dpo, beta 0.1``."""
     return ", ".join(f"{name} {label_text(value)}" for name, value in labels.items() if name not in without)
+
+
+def short_setting(labels: Mapping[str, Label]) -> str:
+    """Labels in few words, for the title of a picture: ``dpo, sft, beta 0.1``."""
+    numbers = (int, float)
+    parts = (f"{name} {label_text(v)}" if isinstance(v, numbers) else label_text(v) for name, v in labels.items())
+    return ", ".join(parts)
 
 
 def metric_name(name: str) -> str:
@@ -136,7 +153,7 @@ def _compared(results: Results) -> list[str]:
             f"Between values of {label}, everything else equal, no difference holds after correction for "
             f"{count(len(tested), 'comparison')}; that does not show them to be equal."
         ]
-    shown = "; ".join(f"{label_text(d.first)} − {label_text(d.second)}: {difference(d, unit)}" for d in holding[:4])
+    shown = "; ".join(f"{pair(d)}: {difference(d, unit)}" for d in holding[:4])
     rest = len(tested) - len(holding)
     more = f" and {len(holding) - 4} more" if len(holding) > 4 else ""
     tail = f"; the other {rest} {'does' if rest == 1 else 'do'} not" if rest else ""

@@ -61,7 +61,11 @@ def rows(questions: int = QUESTIONS) -> list[dict[str, Any]]:
             row["results"]["generations"]["degenerate"] = "of 64 answers 91 % repeat themselves"
     failed = made[-1]
     failed |= {"status": "failed", "results": {}, "stages": failed["stages"][:1]}
-    failed["error"] = {"stage": "align", "type": "NumericsError", "message": "loss is nan at step 37, expected a number"}
+    failed["error"] = {
+        "stage": "align",
+        "type": "NumericsError",
+        "message": "loss is nan at step 37, expected a number",
+    }
     other = next(row for row in made if row["labels"] == {"start": "sft", "method": "ipo", "beta": 1.0, "seed": 1})
     other["results"]["answers"]["protocol"]["world"] = "b71f"
     return made
@@ -73,11 +77,9 @@ def _row(place: int, method: str, beta: float | None, start: str, seed: int, que
     share = ability(method, beta, start) + rng.normal(0, 0.015)
     hard = np.random.default_rng(3).normal(0, 0.25, questions)  # the questions are the same for all rows
     right = (rng.random(questions) < np.clip(share + hard, 0.02, 0.98)).astype(float)
-    kl = 0.0 if beta is None else 18 * 0.12**np.log10(beta * 10) * rng.uniform(0.9, 1.1) + 1.0
+    kl = 0.0 if beta is None else 18 * 0.12 ** np.log10(beta * 10) * rng.uniform(0.9, 1.1) + 1.0
     kls = rng.gamma(4.0, max(kl, 1e-9) / 4, 64) if kl else np.zeros(64)
-    tasks = {
-        f"exact/{task}": _metric(right[i :: len(TASKS)].tolist(), better=True) for i, task in enumerate(TASKS)
-    }
+    tasks = {f"exact/{task}": _metric(right[i :: len(TASKS)].tolist(), better=True) for i, task in enumerate(TASKS)}
     exact = _metric(right.tolist(), better=True)
     lengths = rng.poisson(9 + 2 * kl**0.5, 64).astype(float)
     accuracy = 0.5 if beta is None else 0.62 + 0.05 * rng.random() + 0.1 * (beta < 0.5)
@@ -89,7 +91,13 @@ def _row(place: int, method: str, beta: float | None, start: str, seed: int, que
         },
         "held_out": {
             "metrics": {
-                "ranking/accuracy": {"value": accuracy, "n": 200, "stderr": 0.034, "higher_is_better": True, "unit": "share"},
+                "ranking/accuracy": {
+                    "value": accuracy,
+                    "n": 200,
+                    "stderr": 0.034,
+                    "higher_is_better": True,
+                    "unit": "share",
+                },
                 "kl/sequence": {"value": kl * 0.7, "n": 200, "unit": "nats"},
                 "lengths/chosen": {"value": 11.0, "n": 200, "unit": "tokens"},
                 "lengths/rejected": {"value": 14.0, "n": 200, "unit": "tokens"},
@@ -150,7 +158,11 @@ def _stages(method: str, beta: float | None, start: str, seed: int, kl: float, r
         "name": start,
         "key": f"{STARTS.index(start)}{seed}aaaa",
         "folder": f"stages/{start}-{seed}",
-        "config": {"method": {"name": "sft"}, "train": {"steps": 400, "seed": seed}, "optimizer": {"learning_rate": 3e-3}},
+        "config": {
+            "method": {"name": "sft"},
+            "train": {"steps": 400, "seed": seed},
+            "optimizer": {"learning_rate": 3e-3},
+        },
         "seconds": 31.0,
         "steps": 400,
         "metrics": {"eval_loss": 0.71},
@@ -160,8 +172,10 @@ def _stages(method: str, beta: float | None, start: str, seed: int, kl: float, r
         return [first]
     steps = np.linspace(5, 200, 40).round().astype(int)
     fall = 1 - np.exp(-steps / 60)
-    chosen = -22.0 - (0.9 * kl + 1.5) * fall + rng.normal(0, 0.25, 40)
-    rejected = -31.0 - (2.2 * kl + 4.0) * fall + rng.normal(0, 0.3, 40)
+    chosen = -22.0 - (0.1 * kl + 1.5) * fall + rng.normal(0, 0.25, 40)
+    rejected = -31.0 - (0.3 * kl + 4.0) * fall + rng.normal(0, 0.3, 40)
+    if method == "ipo":  # its log-probabilities are means over tokens
+        chosen, rejected = chosen / 11, rejected / 14
     config = {
         "method": {"name": method, "options": {"beta": beta}},
         "train": {"steps": 200, "seed": seed, "batch_size": 32},
