@@ -12,7 +12,7 @@ from jaxalign.config import RunConfig, from_dict, to_dict
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.outcome import Metric, Outcome
 from jaxalign.methods import Layout, get_method
-from jaxalign.studies.measure_settings import Settings
+from jaxalign.studies.measure_settings import configuration_settings
 from jaxalign.studies.study import Measure, Subject
 from jaxalign.training.metrics import read_metrics
 
@@ -29,6 +29,8 @@ def held_out(config: RunConfig | Mapping[str, Mapping[str, Any]] | None = None, 
       always: measure every model with `config`, whatever its own stage measured: the same data and the same method.
     """
     tree = to_dict(config) if isinstance(config, RunConfig) else config
+    if tree is not None:  # whatever model it names, the measured one takes its place
+        tree = {**tree, "model": {key: value for key, value in tree.get("model", {}).items() if key != "path"}}
 
     def run(subject: Subject) -> Outcome:
         own = subject.config if subject.run is not None else None
@@ -41,7 +43,7 @@ def held_out(config: RunConfig | Mapping[str, Mapping[str, Any]] | None = None, 
             )
         return _evaluated(subject, tree)
 
-    return Measure(name="held_out", run=run, settings=Settings({"config": tree, "always": always}))
+    return Measure(name="held_out", run=run, settings=configuration_settings(tree or {}, always=always))
 
 
 def _recorded(subject: Subject, config: RunConfig) -> Outcome:

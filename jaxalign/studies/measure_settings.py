@@ -9,53 +9,81 @@ from typing import Any
 
 from jaxalign.data.sources import expand
 from jaxalign.errors import DataError
-from jaxalign.studies.identity import model_identity
+from jaxalign.studies.identity import DATA, FILES, MODELS, WORDS, model_identity
 
 
 class Settings(Mapping[str, Any]):
-    """Settings of a measure as JSON values. Files count by the hash of what they hold, not by their names.
+    """Settings of a measure as JSON values. Files and models count by what they hold, not by their names.
 
     They are read when the settings are: a study may generate its data after its measures are described.
 
     Args:
-      values: JSON values; a text among them that is the name of a file stands for its content.
-      models: by name, folders or hub ids of models; None = there is none.
+      values: JSON values.
+      files: by name, files, folders, globs, or names of data sets; None = there is none.
+      models: by name, a folder or hub id; None = there is none.
     """
 
-    def __init__(self, values: Mapping[str, Any], models: Mapping[str, str | None] | None = None):
-        self._values, self._models = dict(values), dict(models or {})
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        files: Mapping[str, str | Sequence[str] | None] | None = None,
+        models: Mapping[str, str | None] | None = None,
+    ):
+        self._values, self._files, self._models = dict(values), dict(files or {}), dict(models or {})
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._models:
-            return _with_contents(self._values[name])
-        model = self._models[name]
-        return None if model is None else model_identity(model)
+        if name in self._files:
+            found = self._files[name]
+            return _content(found) if found is None or isinstance(found, str) else [_content(each) for each in found]
+        if name in self._models:
+            model = self._models[name]
+            return None if model is None else model_identity(model)
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*self._values, *self._models))
+        return iter((*self._values, *self._files, *self._models))
 
     def __len__(self) -> int:
-        return len(self._values) + len(self._models)
+        return len(self._values) + len(self._files) + len(self._models)
 
 
-def _with_contents(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _with_contents(each) for name, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_with_contents(each) for each in value]
-    return _content(value) if isinstance(value, str) and value else value
+def configuration_settings(tree: Mapping[str, Mapping[str, Any]], **values: Any) -> Settings:
+    """Sections of a configuration as settings, by dotted path, beside other values."""
+    files: dict[str, Any] = {}
+    models: dict[str, Any] = {}
+    for section, options in tree.items():
+        for name, value in options.items():
+            path = f"{section}.{name}"
+            named = bool(value) and value not in WORDS.get(path, ())
+            if path in (*DATA, *FILES) and named:
+                files[path] = value
+            elif path in MODELS and named:
+                models[path] = value
+            elif path != "reference.cache_dir":
+                values[path] = value
+    return Settings(values, files, models)
 
 
-def _content(text: str) -> str | list[str]:
-    """The hash of a file's content; those of a folder's or a glob's files; any other text as it is."""
+def _content(name: str | None) -> str | list[str] | None:
+    """The hash of a file's or a folder's content; those of a glob's files; any other text as it is."""
+    if name is None:
+        return None
     try:
-        found = expand(text)
-    except (DataError, OSError):  # no file, or too long for the name of one
-        return text
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return _hash(*sorted(each for each in path.rglob("*") if each.is_file()), under=path)
+        found = expand(name)
+    except (DataError, OSError):  # no file, or a text that is too long for the name of one
+        return name
     hashes = [_hash(each) if isinstance(each, Path) else each for each in found]
     return hashes[0] if len(hashes) == 1 else hashes
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"
+def _hash(*paths: Path, under: Path | None = None) -> str:
+    total = hashlib.sha256()
+    for path in paths:
+        if under is not None:
+            total.update(f"{path.relative_to(under).as_posix()}\0".encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{total.hexdigest()[:32]}"

@@ -11,13 +11,15 @@ from jaxalign import build
 from jaxalign.config import from_dict, to_dict
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.degeneration import MOST_UNENDED
+from jaxalign.evaluation.judge_settings import JudgeSettings
 from jaxalign.evaluation.outcome import Outcome
+from jaxalign.evaluation.suites import get_suite
 from jaxalign.evaluation.token_shift import MIN_COUNT, TOP
 from jaxalign.studies.held_out import held_out
 from jaxalign.studies.measure_settings import Settings
 from jaxalign.studies.study import Measure, Subject
 
-__all__ = ["generations", "held_out", "token_shift"]
+__all__ = ["alpaca_eval", "generations", "held_out", "mt_bench", "suite", "token_shift"]
 
 Data = str | Path | Sequence[str | Path]
 """A file, folder, glob or data set's name, or several."""
@@ -67,8 +69,6 @@ def generations(
         "chat": chat,
         "most_unended": most_unended,
         "dtype": dtype,
-        "prompts": _texts(prompts),
-        "chat_template": chat_template,
     }
 
     def run(subject: Subject) -> Outcome:
@@ -89,7 +89,8 @@ def generations(
         )
         return dataclasses.replace(outcome, protocol={**outcome.protocol, "against": against})
 
-    return Measure(name=name, run=run, settings=_settings(settings, against))
+    files = {"prompts": _texts(prompts), "chat_template": chat_template}
+    return Measure(name=name, run=run, settings=_settings(settings, against, files))
 
 
 def token_shift(
@@ -122,8 +123,6 @@ def token_shift(
     if section is not None and "train" not in section:  # a configuration names training data
         section = {**section, "train": section.get("eval", [])}
     settings = {
-        "data": section,
-        "chat_template": chat_template,
         "count": count,
         "min_count": min_count,
         "top": top,
@@ -149,7 +148,196 @@ def token_shift(
         notes = [] if other != subject.model else ["there is no other model, so the shifts are 0"]
         return dataclasses.replace(found, protocol={**found.protocol, "against": against}, notes=[*found.notes, *notes])
 
-    return Measure(name=name, run=run, settings=_settings(settings, against))
+    own = {} if section is None else {f"data.{key}": value for key, value in section.items()}
+    files = {key: own.pop(key) for key in ("data.train", "data.eval") if key in own}
+    files["chat_template"] = chat_template
+    return Measure(name=name, run=run, settings=_settings({**settings, **own}, against, files))
+
+
+def suite(
+    suite: str,
+    folder: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    chat: bool = False,
+    system: str | None = None,
+    overlong: str = "error",
+    dtype: str = "bfloat16",
+    batch_tokens: int = 8192,
+    batch_size: int = 16,
+    name: str | None = None,
+) -> Measure:
+    """Benchmarks through lm-eval. The arguments are those of `jaxalign.build.benchmarks.run_benchmarks`.
+
+    Args:
+      suite: ``"study1"``, ``"quick"``, or ``"tasks:arc_easy,piqa"``.
+      folder: the benchmarks' data; None = the hub's.
+      limit: the first so many documents of each task.
+      shots: examples in each prompt instead of the suite's own numbers.
+      chat: use the model's chat template.
+      system: the system's message.
+      overlong: ``"error"``, or ``"cut"`` contexts that are longer than the model.
+      dtype: of weights and arithmetic.
+      batch_tokens: places in the rows that are scored at once.
+      batch_size: texts generated at once.
+      name: of the measure; None = the suite's.
+    """
+    chosen = dataclasses.asdict(get_suite(suite))
+    benchmarks = [{key: value for key, value in each.items() if key != "why"} for each in chosen["benchmarks"]]
+
+    def run(subject: Subject) -> Outcome:
+        from jaxalign.build.benchmarks import run_benchmarks
+
+        return run_benchmarks(
+            subject.model,
+            suite,
+            benchmarks=folder,
+            limit=limit,
+            shots=shots,
+            chat=chat,
+            system=system,
+            overlong=overlong,
+            dtype=dtype,
+            batch_tokens=batch_tokens,
+            batch_size=batch_size,
+            seed=subject.seed,
+            out=subject.out,
+        )
+
+    settings = {
+        "benchmarks": benchmarks,
+        "limit": limit,
+        "shots": shots,
+        "chat": chat,
+        "system": system,
+        "overlong": overlong,
+        "dtype": dtype,
+    }
+    files = {"folder": None if folder is None else str(folder)}
+    return Measure(name=name or suite, run=run, settings=Settings(settings, files))
+
+
+def mt_bench(
+    folder: str | Path,
+    judge: JudgeSettings | None = None,
+    *,
+    pairwise: str | Path | None = None,
+    chat_template: str | None = None,
+    max_new_tokens: int = 1024,
+    repeats: int = 1,
+    reference: str = "gpt-4",
+    limit: int | None = None,
+    batch_size: int = 16,
+    dtype: str = "bfloat16",
+    name: str = "mt_bench",
+) -> Measure:
+    """MT-Bench. The arguments are those of `jaxalign.build.judged.mt_bench`.
+
+    Args:
+      folder: FastChat's files.
+      judge: who scores; None = answers only.
+      pairwise: FastChat's file of another model's answers to compare with.
+      chat_template: path, text, or ``chatml``; None = each model's own.
+      max_new_tokens: most tokens of an answer.
+      repeats: how often each judgment is asked.
+      reference: whose reference answers.
+      limit: only so many questions of each category.
+      batch_size: conversations decoded together.
+      dtype: of the arithmetic.
+      name: of the measure, where a study has several of these.
+    """
+    options = {
+        "chat_template": chat_template,
+        "max_new_tokens": max_new_tokens,
+        "repeats": repeats,
+        "reference": reference,
+        "limit": limit,
+        "dtype": dtype,
+    }
+
+    def run(subject: Subject) -> Outcome:
+        from jaxalign.build import judged
+
+        return judged.mt_bench(
+            subject.model,
+            folder,
+            subject.out,
+            judge=judge,
+            pairwise=pairwise,
+            seed=subject.seed,
+            batch_size=batch_size,
+            **options,
+        )
+
+    files = {"folder": folder, "pairwise": pairwise}
+    return Measure(name=name, run=run, settings=_judged_settings(options, judge, files))
+
+
+def alpaca_eval(
+    data: str | Path,
+    judge: JudgeSettings | None = None,
+    *,
+    judge_prompt: str | Path | None = None,
+    weights: str | Path | None = None,
+    chat_template: str | None = None,
+    max_new_tokens: int = 2048,
+    temperature: float = 0.7,
+    limit: int | None = None,
+    batch_size: int = 16,
+    dtype: str = "bfloat16",
+    name: str = "alpaca_eval",
+) -> Measure:
+    """AlpacaEval 2. The arguments are those of `jaxalign.build.judged.alpaca_eval`.
+
+    Args:
+      data: the evaluation set with the baseline's outputs.
+      judge: who compares; None = outputs only.
+      judge_prompt: what it is asked.
+      weights: alpaca_eval's ``df_gamed.csv`` for the length-controlled win rate; None = it is not computed.
+      chat_template: path, text, or ``chatml``; None = each model's own.
+      max_new_tokens: most tokens of an output.
+      temperature: of sampling.
+      limit: only the first instructions.
+      batch_size: conversations decoded together.
+      dtype: of the arithmetic.
+      name: of the measure, where a study has several of these.
+    """
+    options = {
+        "chat_template": chat_template,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "limit": limit,
+        "dtype": dtype,
+    }
+
+    def run(subject: Subject) -> Outcome:
+        from jaxalign.build import judged
+
+        return judged.alpaca_eval(
+            subject.model,
+            data,
+            subject.out,
+            judge=judge,
+            judge_prompt=judge_prompt,
+            weights=weights,
+            seed=subject.seed,
+            batch_size=batch_size,
+            **options,
+        )
+
+    files = {"data": data, "judge_prompt": judge_prompt, "weights": weights}
+    return Measure(name=name, run=run, settings=_judged_settings(options, judge, files))
+
+
+def _judged_settings(
+    options: Mapping[str, Any], judge: JudgeSettings | None, files: Mapping[str, str | Path | None]
+) -> Settings:
+    """The settings of a measure with a judge: who it is and where, not how hard it is pressed."""
+    who = None if judge is None else {"model": judge.model, "url": judge.url}
+    values = {key: value for key, value in options.items() if key != "chat_template"}
+    named = {key: None if path is None else str(path) for key, path in files.items()}
+    return Settings({**values, "judge": who}, {**named, "chat_template": options["chat_template"]})
 
 
 def _other(subject: Subject, against: str | None) -> str | None:
@@ -161,11 +349,11 @@ def _other(subject: Subject, against: str | None) -> str | None:
     return against
 
 
-def _settings(values: Mapping[str, Any], against: str | None) -> Settings:
+def _settings(values: Mapping[str, Any], against: str | None, files: Mapping[str, Any]) -> Settings:
     """The settings of a measure that compares models: a role stands for itself, a model for its content."""
     if against in (None, "reference", "start"):
-        return Settings({**values, "against": against})
-    return Settings(values, {"against": against})
+        return Settings({**values, "against": against}, files)
+    return Settings(values, files, {"against": against})
 
 
 def _texts(data: Data) -> list[str]:

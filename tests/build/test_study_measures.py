@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from jaxalign import build
 from jaxalign.config import to_dict
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
+from jaxalign.evaluation.judge_settings import JudgeSettings
 from jaxalign.evaluation.outcome import Outcome
 from jaxalign.studies import measures
 from jaxalign.studies.study import Subject
@@ -144,5 +146,59 @@ def test_settings_know_files_by_their_content(tmp_path):
     assert settings(first) != settings(second)
     tree = {"data": {"train": [str(first)], "eval_size": 2}}
     before = dict(measures.held_out(tree).settings)
+    assert before["data.eval_size"] == 2
+    assert before != dict(measures.held_out(tree, always=True).settings)
     first.write_text('"three"\n')
     assert dict(measures.held_out(tree).settings) != before
+    assert dict(measures.token_shift(first).settings) != dict(measures.token_shift(second).settings)
+    (tmp_path / "folder").mkdir()
+    before = dict(measures.mt_bench(tmp_path / "folder").settings)
+    (tmp_path / "folder" / "question.jsonl").write_text("{}")
+    assert dict(measures.mt_bench(tmp_path / "folder").settings) != before
+
+
+def test_suites_and_judges_are_called_with_everything(tmp_path, monkeypatch):
+    """Every setting reaches what it is a setting of, by its name there; so does the subject."""
+    from jaxalign.build import benchmarks, judged
+
+    asked = []
+
+    def spy(module, name):
+        signature = inspect.signature(getattr(module, name))
+
+        def called(*arguments, **options):
+            asked.append(signature.bind(*arguments, **options).arguments)
+            return Outcome(metrics={})
+
+        monkeypatch.setattr(module, name, called)
+
+    spy(benchmarks, "run_benchmarks")
+    spy(judged, "mt_bench")
+    spy(judged, "alpaca_eval")
+    judge = JudgeSettings(model="j", base_url="http://localhost:1", timeout=3)
+    subject = Subject(model="m", out=tmp_path, seed=4)
+    for measure, changed in (
+        (measures.suite("quick", "F", limit=3), {"benchmarks": "F", "limit": 3}),
+        (measures.mt_bench("F", judge, limit=2, repeats=2), {"folder": "F", "limit": 2, "repeats": 2}),
+        (measures.alpaca_eval("D", judge, judge_prompt="P", weights="W"), {"data": "D", "judge_prompt": "P"}),
+    ):
+        measure.run(subject)
+        given = asked[-1]
+        assert (given["model"], given["out"], given["seed"]) == ("m", tmp_path, 4)
+        assert changed.items() <= given.items()
+        assert given.get("judge") == (None if measure.name == "quick" else judge)
+        settings = json.loads(json.dumps(dict(measure.settings)))
+        assert {name: settings[name] for name in given.keys() & settings.keys() - {"judge", "benchmarks"}} == {
+            name: given[name] for name in given.keys() & settings.keys() - {"judge", "benchmarks"}
+        }
+        # All that it was given counts, but how fast it goes and where it goes to.
+        free = {"model", "out", "seed", "batch_size", "batch_tokens", "suite"}
+        assert given.keys() - free <= settings.keys() | ({"benchmarks"} if measure.name == "quick" else set())
+    slower = JudgeSettings(model="j", base_url="http://localhost:1", timeout=9)
+    other = JudgeSettings(model="k", base_url="http://localhost:1")
+    assert dict(measures.mt_bench("F", judge).settings) == dict(measures.mt_bench("F", slower).settings)
+    assert dict(measures.mt_bench("F", judge).settings) != dict(measures.mt_bench("F", other).settings)
+    quick = dict(measures.suite("quick").settings)["benchmarks"]
+    assert [each["task"] for each in quick][:2] == ["arc_easy", "hellaswag"]
+    with pytest.raises(ConfigError, match="Did you mean 'study1'"):
+        measures.suite("study")
