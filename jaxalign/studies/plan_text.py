@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from jaxalign.studies.cost import cost_lines
 from jaxalign.studies.plan import Plan, PlannedRow, PlannedStage
 
 WIDTH = 110
@@ -30,10 +29,8 @@ def plan_lines(plan: Plan, chosen: Sequence[PlannedRow] | None = None) -> Iterat
     yield from _stages(plan)
     if study.measures:
         yield f"measures of every row: {', '.join(measure.name for measure in study.measures)}"
-    lines = _cost(list(plan.stages.values()))
-    if lines:
-        yield ""
-        yield from lines
+    yield ""
+    yield from cost_lines(plan.stages, study)
     if chosen is not None:
         yield ""
         yield f"{len(chosen)} of {len(plan.rows)} rows to make now"
@@ -79,10 +76,3 @@ def _what(stage: PlannedStage) -> str:
         of = config.reference.source
         return f" (log-probabilities of {config.model.path if of in ('policy', 'prior') else of})"
     return f" ({config.method.name} from {source})" if not stage.inputs else f" ({config.method.name})"
-
-
-def _cost(stages: Sequence[PlannedStage]) -> list[str]:
-    """Estimates of work, time and memory."""
-    if importlib.util.find_spec("jaxalign.studies.cost") is None:
-        return []
-    return list(importlib.import_module("jaxalign.studies.cost").cost_lines(stages))

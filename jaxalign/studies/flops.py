@@ -1,0 +1,76 @@
+"""Arithmetic of a stage: operations that its model needs, as the literature counts them.
+
+A product of an ``[m, k]`` and a ``[k, n]`` matrix is ``2 m k n`` operations. The forward pass takes 2 for each weight
+of the blocks and each unique token (a prompt counts once, however many completions stand behind it), ``4 H C`` a layer for
+each key that a token looks at, and ``2 D V`` for each scored token, since only these meet the head. The backward pass
+takes twice the forward pass. What is computed again (remat), padding, and the optimizer's arithmetic are not counted;
+the utilisation that turns operations into hours (MFU) is defined in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+
+from jaxalign.config import RunConfig
+from jaxalign.methods import get_method
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.studies.memory import sizes
+from jaxalign.studies.workload import Workload
+
+
+def forward(decoder: DecoderConfig, tokens: float, scored: float, attended: float) -> float:
+    """Operations of a forward pass.
+
+    Args:
+      decoder: the architecture.
+      tokens: unique tokens.
+      scored: tokens whose log-probability is taken.
+      attended: keys that all tokens look at, together.
+    """
+    count = sizes(decoder)
+    products = 2.0 * count.blocks * tokens
+    attention = 4.0 * decoder.heads * decoder.head_dim * decoder.layers * attended
+    return products + attention + 2.0 * decoder.width * decoder.vocab_size * scored
+
+
+def training_steps(config: RunConfig, work: Workload) -> int:
+    """Optimizer steps of a run."""
+    if config.train.steps is not None:
+        return config.train.steps
+    return max(1, round((config.train.epochs or 1.0) * work.examples / config.train.batch_size))
+
+
+def training(
+    config: RunConfig, work: Workload, decoder: DecoderConfig, reference: DecoderConfig | None
+) -> tuple[float, float]:
+    """Operations of a run.
+
+    Args:
+      config: the run.
+      work: what it reads.
+      decoder: the policy.
+      reference: a reference that is computed in every step; None without one, or with a cached one.
+
+    Returns:
+      those of training, and those of its evaluations.
+    """
+    steps = training_steps(config, work)
+    once = forward(decoder, work.tokens, work.scored, work.attended)
+    against = forward(reference, work.tokens, work.scored, work.attended) if reference is not None else 0.0
+    method = get_method(config.method.name)
+    passes = 4 if method.batch_coupled and config.train.microbatches > 1 else 3  # such a method reads its parts twice
+    evaluations = math.ceil(steps / config.train.eval_every) if config.train.eval_every else 1
+    return (
+        steps * config.train.batch_size * (passes * once + against),
+        work.held_out * evaluations * (once + against),
+    )
+
+
+def filling(config: RunConfig, work: Workload, reference: DecoderConfig) -> float:
+    """Operations of a fill of the reference cache: every completion of the run once."""
+    method = get_method(config.method.name)
+    epochs = 1
+    if method.mismatched:  # the completions of others change with the epoch
+        epochs = math.ceil(training_steps(config, work) * config.train.batch_size / work.examples)
+    examples = work.examples * epochs + work.held_out
+    return examples * forward(reference, work.tokens, work.scored, work.attended)
