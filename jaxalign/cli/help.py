@@ -62,6 +62,8 @@ examples:
 Compute the held-out metrics of a model: loss, rewards, ranking accuracies, log-probabilities, KL estimate.
 The held-out data is data.eval, or the part of data.train that the run held out. Prints one JSON object.
 With --suite: benchmarks instead, through lm-eval (pip install 'jaxalign[benchmarks]'), and no configuration.
+MT-Bench and AlpacaEval are judged by a model behind an OpenAI-compatible endpoint. It is checked before anything is
+generated, every reply is kept, and the same command goes on where it stopped. Without --judge the answers are written.
 
 examples:
   jaxalign evaluate --workdir=runs/dpo                      the exported model of a run, on its own held-out data
@@ -69,6 +71,10 @@ examples:
   jaxalign evaluate --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.eval=test.jsonl
   jaxalign evaluate --suite=openllm --model=MODEL --out=results/openllm
   jaxalign evaluate --suite=quick --workdir=runs/dpo --benchmarks=FOLDER --limit=100
+  jaxalign evaluate --suite=mt_bench --workdir=runs/dpo --benchmarks=FastChat/fastchat/llm_judge/data \
+      --judge=http://localhost:8000/v1 --judge-model=JUDGE [--pairwise=OTHER_ANSWERS.jsonl]
+  jaxalign evaluate --suite=alpaca_eval --model=MODEL --benchmarks=FOLDER --out=results/alpaca --judge=openai \
+      --judge-model=gpt-4-1106-preview --judge-price=10,30
 """,
     "generate": """\
 Continue prompts with a model. Prompts are arguments, or JSON lines of --file or the standard input: texts, or objects
@@ -171,12 +177,12 @@ examples:
   jaxalign study --config=configs/studies/dpo_variants.py --workdir=studies/variants --retry-failed
 """,
     "report": """\
-Write what a study found, from its rows alone: report.html (one file that loads nothing), report.md, rows.csv (a line for
-each row and metric) and table.tex (booktabs). Rows that differ in their seed alone are one setting. The page answers the
-question as far as the rows carry: means with 95 % intervals, paired differences with Holm's correction, curves, score
-against divergence, training, samples side by side, and how each row was made. Rows that failed, whose model is degenerate,
-or that were measured in another way are shown as such and never averaged with the others. It may be written while the
-study still runs.
+Write what a study found, from its rows alone: report.html (one file that loads nothing), report.md, rows.csv (a line
+for each row and metric) and table.tex (booktabs). Rows that differ in their seed alone are one setting. The page answers
+the question as far as the rows carry: means with 95 % intervals, paired differences with Holm's correction, curves,
+score against divergence, training, samples side by side, and how each row was made. Rows that failed, whose model is
+degenerate, or that were measured in another way are shown as such and never averaged with the others. It may be written
+while the study still runs.
 
 examples:
   jaxalign report studies/variants --open

@@ -17,7 +17,7 @@ def report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
 
 
-def report(args: Namespace) -> int:
+def report_study(args: Namespace) -> int:
     """Writes the report."""
     if args.problems:
         raise ConfigError(args.problems)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from jaxalign.cli.report_verb import report
+from jaxalign.cli.report_verb import report_study
 from jaxalign.cli.study_verbs import study
 from jaxalign.cli.token_verb import analyse_tokens
 from jaxalign.config import RunConfig, read_dict, resolve
@@ -298,6 +298,6 @@ VERBS: Mapping[str, Callable[[Namespace], int]] = {
     "analyse-tokens": analyse_tokens,
     "check-data": check_data,
     "study": study,
-    "report": report,
+    "report": report_study,
     "quickstart": quickstart,
 }

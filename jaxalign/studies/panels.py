@@ -11,7 +11,7 @@ from jaxalign.studies.charts import Point
 from jaxalign.studies.marks import Axis, axis, mark, short, spread, stroke, text
 
 WIDE, TALL = 330, 226
-LEFT, RIGHT, TOP, BOTTOM = 40, 12, 24, 38
+RIGHT, TOP, BOTTOM = 12, 24, 38
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,9 @@ def panels(
     wide, tall = size
     right = wide - RIGHT - min(7.0 * longest, 104)
     floor = tall - BOTTOM
-    across = axis([v for v in xs if v > 0] if log_x else xs, LEFT, right, log=log_x, marks=marks_x)
     up = axis(ys, floor, TOP, share=share_y, log=log_y)
+    left = 14 + 6.4 * max(len(up.text(value)) for value in up.marks)
+    across = axis([v for v in xs if v > 0] if log_x else xs, left, right, log=log_x, marks=marks_x)
     drawn = [_panel(title, picture, across, up, x, y, names, size) for picture in pictures]
     return grid(drawn)
 
@@ -137,20 +138,22 @@ def _panel(
     title: str, picture: Panel, across: Axis, up: Axis, x: str, y: str, names: bool, size: tuple[int, int]
 ) -> str:
     whole = f"{title}: {picture.title}" if picture.title else title
-    parts = [text("axis", LEFT - 30, 12, y, "start")]
+    parts = [text("axis", 6, 12, y, "start")]
     for value in up.marks:
-        parts += [stroke("grid", LEFT, up.at(value), across.end, up.at(value))]
-        parts += [text("tick", LEFT - 6, up.at(value) + 3.5, up.text(value), "end")]
+        parts += [stroke("grid", across.start, up.at(value), across.end, up.at(value))]
+        parts += [text("tick", across.start - 6, up.at(value) + 3.5, up.text(value), "end")]
     for value in across.marks:
         parts.append(stroke("notch", across.at(value), up.start, across.at(value), up.start + 4))
     parts += [text("tick", place, up.start + 16, words) for place, words in _apart(across)]
-    parts.append(text("axis", (LEFT + across.end) / 2, up.start + 33, x))
+    parts.append(text("axis", (across.start + across.end) / 2, up.start + 33, x))
     for level in picture.levels:
         top, bottom = up.at(level.high), up.at(level.low)
-        box = f'x="{LEFT}" y="{top:g}" width="{across.end - LEFT:g}" height="{bottom - top:.1f}"'
+        box = f'x="{across.start:g}" y="{top:g}" width="{across.end - across.start:g}" height="{bottom - top:.1f}"'
         note = f"<title>{escape(level.name)}: {up.text(level.value)}</title>"
         parts.append(f'<g>{note}<rect class="band {level.style}" {box}/>')
-        parts.append(stroke(f"line level {level.style}", LEFT, up.at(level.value), across.end, up.at(level.value)))
+        parts.append(
+            stroke(f"line level {level.style}", across.start, up.at(level.value), across.end, up.at(level.value))
+        )
         parts.append("</g>")
     parts += [part for curve in picture.curves for part in _curve(curve, across, up)]
     if names:

@@ -103,7 +103,7 @@ def _against_label(results: Results, label: str) -> str:
         share_y=unit == "share",
         marks_x=values if len(values) <= 8 else (),
     )
-    gone = f" {lost} degenerate settings have no point." if lost else ""
+    gone = f" No point for {count(lost, 'degenerate setting')}." if lost else ""
     levels = " Dashed: settings without this label." if any(panel.levels for panel in pictures) else ""
     caption = f"Means over seeds; bands are 95 % intervals.{levels}{gone}{_too_many(found)}"
     return figure(drawn, escape(caption), legend(results, [v for v in seen if v is not None]))

@@ -24,11 +24,8 @@ from jaxalign.studies.wording import (
     unit_name,
 )
 
-
-ONE_SEED, ONE_SEED_TEXT = (
-    "†",
-    "One seed in common: the interval covers the choice of items, not the chance of training.",
-)
+ONE_SEED = "†"
+ONE_SEED_TEXT = "One seed in common: the interval covers the choice of items, not the chance of training."
 
 
 def swatch(results: Results, value: Label | None) -> str:
@@ -85,7 +82,7 @@ def headline_tables(results: Results) -> str:
     tables = main_table(results)
     ends = [e for _, lines in tables for line in lines for e in _ends(line.estimate)]
     known = [end for end in ends if end is not None]
-    scale = axis(known, 8, 132) if known else None
+    scale = axis(known, 16, 124) if known else None
     parts = []
     for protocol, lines in tables:
         unit = next((line.estimate.unit for line in lines if line.estimate.value is not None), "")
@@ -151,7 +148,7 @@ def differences(results: Results) -> str:
 
 def _difference_table(results: Results, found: Sequence[Difference], unit: str, label: str, last: str) -> str:
     ends = [e for d in found for e in ((d.value, d.paired.low, d.paired.high) if d.paired else (d.value,))]
-    scale = axis([*ends, 0.0], 8, 132)
+    scale = axis([*ends, 0.0], 16, 124)
     name = "points" if unit == "share" else unit_name(unit)
     names = [head("difference", "label"), head(f"mean, {name} [95 % interval]"), forest_head(scale, unit == "share")]
     names += [
@@ -253,7 +250,8 @@ def published(results: Results) -> str:
         value = DEGENERATE if each.get("value") is None else f"{each['value']:g}"
         rows.append(
             f'<tr><th scope="row">{escape(setting(labels) or "all")}</th>'
-            f'<td class="words">{escape(str(each["metric"]))}</td><td class="value">{value}</td><td class="words">{escape(str(each["source"]))}</td>'
+            f'<td class="words">{escape(str(each["metric"]))}</td><td class="value">{value}</td>'
+            f'<td class="words">{escape(str(each["source"]))}</td>'
             f'<td class="value">{escape(here)}</td></tr>'
         )
     if not rows:

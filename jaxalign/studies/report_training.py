@@ -33,13 +33,15 @@ score."""
 
 def training(results: Results) -> str:
     """A panel for each setting whose last stage logged these log-probabilities."""
-    found = [(group, _drifts(group.rows)) for group in results.groups]
-    found = [(group, drifts) for group, drifts in found if drifts]
+    settings: dict[str, tuple[Mapping[str, Label], list[_Drift]]] = {}
+    for group in results.groups:  # how a row was measured does not matter here
+        settings.setdefault(canonical(group.labels), (group.labels, []))[1].extend(_drifts(group.rows))
+    found = [(labels, drifts) for labels, drifts in settings.values() if drifts]
     if not found:
         return ""
     by_token = all(drift.lengths for _, drifts in found for drift in drifts)
     pictures, fallen = [], []
-    for group, drifts in found:
+    for labels, drifts in found:
         curves = []
         for side, style in SIDES.items():
             steps, rows = _common([drift.moved(side, by_token) for drift in drifts])
@@ -49,8 +51,8 @@ def training(results: Results) -> str:
             band = [] if len(rows) < 2 else list(zip(steps, low.tolist(), high.tolist(), strict=True))
             curves.append(Curve(side, list(zip(steps, middle.tolist(), strict=True)), style, band=band, marks=False))
             if by_token and side == "chosen" and middle[-1] < WORRY:
-                fallen.append((float(middle[-1]), short_setting(group.labels) or "all rows"))
-        pictures.append(Panel(short_setting(group.labels), curves))
+                fallen.append((float(middle[-1]), short_setting(labels) or "all rows"))
+        pictures.append(Panel(short_setting(labels), curves))
     unit = "nats per token" if by_token else "nats"
     reach = [max(abs(y) for curve in picture.curves for _, y in curve.points) for picture in pictures]
     own = max(reach) > APART * float(np.median(reach))
