@@ -177,12 +177,12 @@ examples:
   jaxalign study --config=configs/studies/dpo_variants.py --workdir=studies/variants --retry-failed
 """,
     "report": """\
-Write what a study found, from its rows alone: report.html (one file that loads nothing), report.md, rows.csv (a line
-for each row and metric) and table.tex (booktabs). Rows that differ in their seed alone are one setting. The page answers
-the question as far as the rows carry: means with 95 % intervals, paired differences with Holm's correction, curves,
-score against divergence, training, samples side by side, and how each row was made. Rows that failed, whose model is
-degenerate, or that were measured in another way are shown as such and never averaged with the others. It may be written
-while the study still runs.
+Write what a study found, from its rows alone: report.html (one file that loads nothing), report.md, rows.csv (a
+line for each row and metric) and table.tex (booktabs). Rows that differ in their seed alone are one setting. The
+page answers the question as far as the rows carry: means with 95 % intervals, paired differences with Holm's
+correction, curves, score against divergence, training, samples side by side, and how each row was made. Rows that
+failed, whose model is degenerate, or that were measured in another way are shown as such and never averaged with
+the others. It may be written while the study still runs.
 
 examples:
   jaxalign report studies/variants --open

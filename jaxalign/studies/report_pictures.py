@@ -13,7 +13,7 @@ from jaxalign.studies.report_style import RAMP
 from jaxalign.studies.report_tables import head, table
 from jaxalign.studies.results import Group, Results
 from jaxalign.studies.study import Label
-from jaxalign.studies.wording import label_text, measured, metric_name, setting, short_setting, signed, unit_name
+from jaxalign.studies.wording import count, label_text, measured, metric_name, setting, short_setting, signed, unit_name
 
 MOST_PANELS = 12
 """Panels of one picture; what is beyond is told, not drawn."""

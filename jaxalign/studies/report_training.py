@@ -12,7 +12,8 @@ import numpy as np
 from jaxalign.studies.marks import key
 from jaxalign.studies.panels import Curve, Panel, grid, panels, unwrapped
 from jaxalign.studies.report_pictures import figure
-from jaxalign.studies.results import Results, Row
+from jaxalign.studies.results import Results, Row, canonical
+from jaxalign.studies.study import Label
 from jaxalign.studies.wording import count, number, short_setting
 
 MOST_PANELS = 24
