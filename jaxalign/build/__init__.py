@@ -9,18 +9,21 @@ from jaxalign.build.evaluate import evaluate
 from jaxalign.build.export import convert
 from jaxalign.build.generate import generate
 from jaxalign.build.generations import Sampling, generations
+from jaxalign.build.judged import alpaca_eval, mt_bench
 from jaxalign.build.reference import cache_reference
 from jaxalign.build.train import train
 
 __all__ = [
     "CheckedData",
     "Sampling",
+    "alpaca_eval",
     "cache_reference",
     "check_data",
     "convert",
     "evaluate",
     "generate",
     "generations",
+    "mt_bench",
     "token_credit",
     "token_shift",
     "train",

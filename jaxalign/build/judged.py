@@ -15,6 +15,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.evaluation import alpaca_eval as alpaca
 from jaxalign.evaluation import mt_bench as dialogues
 from jaxalign.evaluation.alpaca_eval_files import (
+    find_files,
     output_rows,
     read_annotations,
     read_evaluation_set,
@@ -143,14 +144,16 @@ def alpaca_eval(
     Args:
       model: Hugging Face folder or hub id; None where its outputs or annotations are given.
       data: the evaluation set with the baseline's outputs, a JSON list of ``{"instruction", "output", "generator",
-        "dataset"}``, such as alpaca_eval's ``alpaca_eval_gpt4_baseline.json``.
+        "dataset"}``, such as alpaca_eval's ``alpaca_eval_gpt4_baseline.json``; or a folder that has this file, and
+        perhaps the next two.
       out: a folder for ``alpaca_eval/NAME/model_outputs.json``, ``annotations.json``, ``leaderboard.json`` and the
         judge's replies.
       judge: who compares; None = the annotations are given, or outputs only.
-      judge_prompt: what it is asked, such as alpaca_eval's ``alpaca_eval_clf.txt``.
+      judge_prompt: what it is asked, such as alpaca_eval's ``alpaca_eval_clf.txt``; None = that of the folder.
       outputs: a model's outputs to judge instead of a model.
       annotations: alpaca_eval's annotations to take the scores of.
-      weights: alpaca_eval's ``df_gamed.csv`` for the length-controlled win rate; None = it is not computed.
+      weights: alpaca_eval's ``df_gamed.csv`` for the length-controlled win rate; None = that of the folder,
+        or it is not computed.
       name: the model's in the files; None = its folder's.
       chat_template: path, text, or ``chatml``; None = the model's own.
       max_new_tokens: most tokens of an output.
@@ -171,17 +174,19 @@ def alpaca_eval(
       JaxalignError: the judge stopped answering.
     """
     out = Path(out)
-    if judge is not None and annotations is None and judge_prompt is None:
+    files = find_files(data)
+    files |= {n: Path(p) for n, p in (("judge_prompt", judge_prompt), ("weights", weights)) if p is not None}
+    if judge is not None and annotations is None and "judge_prompt" not in files:
         raise ConfigError(
             "judge_prompt: missing, expected a file, such as alpaca_eval_clf.txt in alpaca_eval's "
             "evaluators_configs/alpaca_eval_clf_gpt4_turbo."
         )
-    evaluation = read_evaluation_set(data).first(limit)
-    control = read_length_control(weights) if weights is not None else None
+    evaluation = read_evaluation_set(files["data"]).first(limit)
+    control = read_length_control(files["weights"]) if "weights" in files else None
     if annotations is not None:
         rows = read_annotations(annotations, evaluation)
         return _scored(out, alpaca.alpaca_eval(evaluation, rows, control=control), rows)
-    prompt = read_judge_prompt(judge_prompt) if judge is not None and judge_prompt is not None else None
+    prompt = read_judge_prompt(files["judge_prompt"]) if judge is not None else None
     protocol: dict[str, Any] = {}
     notes: list[str] = []
     with _judge(judge, out) as asked:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxalign.cli import judged_verb
 from jaxalign.errors import ConfigError, did_you_mean
 from jaxalign.evaluation.outcome import Metric, Outcome
 from jaxalign.evaluation.suites import SUITES, get_suite
@@ -42,12 +43,14 @@ def add_flags(parser: ArgumentParser) -> None:
     add("--batch-size", type=int, metavar="N", help="texts generated at once, on each device (default: 16)")
     add("--seed", type=int, help="seed of sampled answers (default: 0)")
     add("--json", action="store_true", help="print the outcome as JSON")
+    judged_verb.add_flags(parser)
 
 
 def stray_flags(args: Namespace) -> list[str]:
     """Problems of flags that were given without ``--suite``."""
     given = [flag for flag in FLAGS if getattr(args, flag) not in (None, False)]
-    return [f"--{flag.replace('_', '-')}: goes with --suite only, which is missing." for flag in given]
+    stray = [f"--{flag.replace('_', '-')}: goes with --suite only, which is missing." for flag in given]
+    return stray + judged_verb.problems(args)
 
 
 def run(args: Namespace) -> int:
@@ -56,8 +59,10 @@ def run(args: Namespace) -> int:
     if args.config or args.overrides:
         problems.append("--config: --suite takes no configuration. Give --model, or --workdir of a run.")
     model = args.model or (str(Path(args.workdir) / "export") if args.workdir else None)
+    problems += judged_verb.problems(args)
     if model is None:
-        problems.append("--model: missing, expected a Hugging Face folder or hub id, or --workdir of a run.")
+        if not judged_verb.has_answers(args):
+            problems.append("--model: missing, expected a Hugging Face folder or hub id, or --workdir of a run.")
     elif args.model is None and not Path(model).is_dir():
         problems.append(f"--workdir: {args.workdir} has no export/ to evaluate. Train first, or give --model.")
     runner = RUNNERS.get(args.suite, _harness)
@@ -103,7 +108,7 @@ def _harness(args: Namespace) -> Outcome:
     )
 
 
-RUNNERS: Mapping[str, Callable[[Namespace], Outcome]] = dict.fromkeys(SUITES, _harness)
+RUNNERS: Mapping[str, Callable[[Namespace], Outcome]] = {**dict.fromkeys(SUITES, _harness), **judged_verb.RUNNERS}
 """What runs a suite."""
 
 

@@ -121,7 +121,7 @@ def alpaca_eval(
 ) -> Outcome:
     """The scores that alpaca_eval computes, of annotations in the order of the evaluation set.
 
-    Metrics (shares, not percent; values by instruction, NaN where there is no verdict):
+    Metrics (shares, not percent; values by instruction, None where there is no verdict):
       win_rate: mean preference for the model; discrete_win_rate: with preferences rounded, draws counting one half.
       length_controlled_win_rate: at equal lengths, if `control` is given; its standard error is that of alpaca_eval.
       unread: share of comparisons without a verdict. They are left out of everything else.
@@ -265,7 +265,7 @@ def _metric(values: np.ndarray, better: bool | None, unit: str = "share") -> Met
     return Metric(
         value=float(known.mean()),
         n=len(known),
-        values=values.tolist(),
+        values=[None if math.isnan(value) else value for value in values.tolist()],
         stderr=stderr,
         higher_is_better=better,
         unit=unit,

@@ -48,6 +48,31 @@ class EvaluationSet:
         )
 
 
+FILES = {
+    "data": ("alpaca_eval_gpt4_baseline.json", "alpaca_eval.json"),
+    "judge_prompt": ("alpaca_eval_clf.txt",),
+    "weights": ("df_gamed.csv",),
+}
+"""How alpaca_eval names the evaluation set with the baseline's outputs, the judge's prompt, and the weights."""
+
+
+def find_files(path: str | Path) -> dict[str, Path]:
+    """The files of a folder by their names; a file is the evaluation set.
+
+    Raises:
+      DataError: there is no evaluation set.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return {"data": path}
+    found = {
+        kind: next((path / name for name in names if (path / name).is_file()), None) for kind, names in FILES.items()
+    }
+    if found["data"] is None:
+        raise DataError(f"{path}: no evaluation set, expected {' or '.join(FILES['data'])}; or give the file itself.")
+    return {kind: file for kind, file in found.items() if file is not None}
+
+
 def read_evaluation_set(path: str | Path) -> EvaluationSet:
     """Reads a JSON list of ``{"instruction", "output", "generator", "dataset"}``, the baseline's outputs.
 

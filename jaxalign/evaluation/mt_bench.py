@@ -6,6 +6,8 @@ of the protocol. With 80 questions the standard error of a score is about 0.25: 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def mt_bench(
 ) -> Outcome:
     """Judges a model's answers: each turn by itself, and against another model's answers where these are given.
 
-    Metrics (`values` are those of the questions, in the file's order, NaN where no verdict was found; one that nothing
+    Metrics (`values` are those of the questions, in the file's order, None where no verdict was found; one that nothing
     is known of is left out):
       score: mean over all judged turns, 1 to 10; score/turn_1, score/turn_2, score/CATEGORY: of a part.
       win_rate: share of turns won against the baseline, ties counting one half (FastChat's win_rate_adjusted);
@@ -209,13 +211,19 @@ def _over(
             turns[id].append(_mean(given))
     questions = [_mean(turns[id]) for id in ids]
     pooled = [value for id in ids for value in turns[id]]
-    metric = _metric(questions, better, unit)
-    return Metric(value=_mean(pooled), n=metric.n, values=metric.values, higher_is_better=better, unit=unit)
+    return dataclasses.replace(_metric(questions, better, unit), value=_mean(pooled))
 
 
 def _metric(values: Sequence[float], better: bool | None, unit: str) -> Metric:
-    known = [value for value in values if not np.isnan(value)]
-    return Metric(value=_mean(known), n=len(known), values=list(values), higher_is_better=better, unit=unit)
+    known = [value for value in values if not math.isnan(value)]
+    return Metric(
+        value=_mean(known),
+        n=len(known),
+        values=[None if math.isnan(value) else value for value in values],
+        stderr=float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else None,
+        higher_is_better=better,
+        unit=unit,
+    )
 
 
 def _values(

@@ -15,8 +15,9 @@ class Metric:
     Attributes:
       value: the mean, in `unit`.
       n: items it is the mean of (questions, pairs, ...).
-      values: the items' own values, in an order that is the same for every model measured in the same way; None where
-        they are too many or do not exist. With them, two models are compared question by question.
+      values: the items' own values, in an order that is the same for every model measured in the same way, None for an
+        item without one; None where they are too many or do not exist. With them, two models are compared question by
+        question.
       stderr: standard error of the value over the items, where it is known without `values`.
       higher_is_better: True, False, or None for a number that is neither good nor bad (a length, a divergence).
       unit: ``"share"`` (0 to 1), ``"nats"``, ``"nats/token"``, ``"tokens"``, ``"score"`` (of a judge), ...
@@ -24,7 +25,7 @@ class Metric:
 
     value: float
     n: int
-    values: Sequence[float] | None = None
+    values: Sequence[float | None] | None = None
     stderr: float | None = None
     higher_is_better: bool | None = None
     unit: str = "share"
