@@ -53,7 +53,7 @@ class Axis:
 
     def text(self, value: float) -> str:
         """A number as the axis shows it."""
-        return f"{100 * value:.4g}" if self.share else short(value)
+        return short(100 * value if self.share else value)
 
 
 def axis(

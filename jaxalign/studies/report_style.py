@@ -116,14 +116,15 @@ details[open] > summary { margin-bottom: 6px; }
 pre { font-size: .8rem; max-height: 420px; overflow: auto; } code { overflow-wrap: anywhere; }
 .notes li { max-width: 74ch; margin: 4px 0; }
 @media (max-width: 620px) { main { padding: 20px 16px 48px; } h1 { font-size: 1.35rem; } .answer { padding: 12px 14px; }
-  th, td { padding-right: 12px; } }
+  th, td { padding-right: 12px; } td.words { min-width: 0; } .screen { display: none; } }
 @media print {
   :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444; --rule: #ccc; --card: #f5f5f5; LIGHTVARS
     --far: #d9a300; --warn: #6b4600; --warn-paper: #fff; --warn-rule: #999; }
   @page { margin: 15mm 13mm; }
   body { font-size: 10.5pt; background: #fff; } main { max-width: none; padding: 0; }
-  nav, .screen, details.folded { display: none; }
-  h2 { margin-top: 22px; padding-top: 10px; } h2, h3, summary, caption, .panel-title { break-after: avoid; }
+  :root { font-size: 10pt; } nav, .screen, details.folded, details:not([open]) { display: none; }
+  h2 { margin-top: 22px; padding-top: 10px; } h2, h3, summary, caption, .panel-title, .legend, thead { break-after: avoid; }
+  tbody tr:nth-child(-n+3) { break-before: avoid; }
   .panel, tr, .prompt, .said > div, .answer, .warn, .legend { break-inside: avoid; }
   .panels { grid-template-columns: repeat(3, 1fr); gap: 12px; } .panels.one { grid-template-columns: 60%; }
   .panels.two { grid-template-columns: 1fr 1fr; }

@@ -39,7 +39,7 @@ def forest_head(scale: Axis | None, share: bool) -> str:
         return head("", "screen")
     marks = scale.marks if len(scale.marks) < 4 else (scale.marks[0], scale.marks[-1])
     marks = tuple(sorted({*marks, 0.0})) if scale.low < 0 < scale.high else marks
-    ticks = "".join(text("tick", scale.at(m), 11, f"{100 * m:.4g}" if share else short(m)) for m in marks)
+    ticks = "".join(text("tick", scale.at(m), 11, short(100 * m if share else m)) for m in marks)
     ticks += "".join(stroke("notch", scale.at(m), 14, scale.at(m), 18) for m in marks)
     return (
         f'<th scope="col" class="screen"><svg class="forest" viewBox="0 0 140 18" aria-hidden="true">{ticks}</svg></th>'
