@@ -221,27 +221,28 @@ class JaxalignLM(TemplateLM):
 
     def _score(self, requests: Sequence[Any], instances: Sequence[Any]) -> list[tuple[float, bool]]:
         most = self.max_length + 1  # the last token is predicted, but not read
-        problems, own = [], []
+        problems: dict[str, str] = {}
+        own = []
         for (_, context, continuation), instance in zip(requests, instances, strict=True):
             if not context or not continuation:
                 part = "continuation" if context else "context"
-                problems.append(f"{_where(instance)}: the {part} has no token, expected at least one.")
+                problems[_where(instance)] = f"the {part} has no token, expected at least one."
             elif len(continuation) > self.max_length:
-                problems.append(
-                    f"{_where(instance)}: the continuation has {len(continuation)} tokens, but the model only "
-                    f"{self.max_length} positions. Leave the document out, or take a model with more."
+                problems[_where(instance)] = (
+                    f"the continuation has {len(continuation)} tokens, but the model only {self.max_length} positions. "
+                    "Leave the document out, or take a model with more."
                 )
             elif len(context) + len(continuation) > most:
                 if self._overlong == "error":
-                    problems.append(
-                        f"{_where(instance)}: context and continuation have {len(context)} + {len(continuation)} "
-                        f"tokens, expected at most {most}. {_REMEDY}"
+                    problems[_where(instance)] = (
+                        f"context and continuation have {len(context)} + {len(continuation)} tokens, expected at most "
+                        f"{most}. {_REMEDY}"
                     )
                 else:
                     self.cut[_task(instance)] += 1
                     context = context[-(most - len(continuation)) :]
             own.append((context, continuation))
-        _raise(problems, "requests are longer than the model")
+        _raise(problems, "requests that are too long or empty")
         self.calls["loglikelihood"] += len(own)
         with jax.set_mesh(self.plan.mesh):
             results = [(score.value, score.greedy) for score in self.scorer(own)]
@@ -308,16 +309,17 @@ class JaxalignLM(TemplateLM):
         if problems:
             raise ConfigError([f"{_task(requests[0])}: {problem}" for problem in problems])
         contexts = self._encode([request.args[0] for request in requests])
+        too_long: dict[str, str] = {}
         for i, (ids, request) in enumerate(zip(contexts, requests, strict=True)):
             if len(ids) > room:
                 if self._overlong == "error":
-                    problems.append(
-                        f"{_where(request)}: the context has {len(ids)} tokens, expected at most {room}, which leaves "
-                        f"{longest} of {self.max_length} for the answer. {_REMEDY}"
+                    too_long[_where(request)] = (
+                        f"the context has {len(ids)} tokens, expected at most {room}, which leaves {longest} of "
+                        f"{self.max_length} for the answer. {_REMEDY}"
                     )
                 self.cut[_task(request)] += 1
                 contexts[i] = ids[-room:]
-        _raise(problems, "contexts are longer than the model")
+        _raise(too_long, "contexts that are too long")
         sampled = bool(settings.get("do_sample")) and settings["temperature"] > 0
         drawing = {"temperature": float(settings["temperature"])} if sampled else {}
         drawing |= {"top_p": float(settings.get("top_p") or 1), "top_k": int(settings.get("top_k") or 0)}
@@ -361,7 +363,7 @@ class JaxalignLM(TemplateLM):
 
 _REMEDY = (
     "Use fewer few-shot examples, leave the document out, or cut contexts on their left as lm-eval's hf backend does: "
-    "overlong=cut."
+    "--overlong=cut."
 )
 
 
@@ -382,10 +384,12 @@ def _where(instance: Any) -> str:
     return _task(instance) if document is None else f"{_task(instance)}, document {document}"
 
 
-def _raise(problems: Sequence[str], summary: str) -> None:
+def _raise(problems: Mapping[str, str], summary: str) -> None:
+    """Raises problems, one for each document however many choices it has."""
     if len(problems) > SHOWN_PROBLEMS:
-        tasks = Counter(problem.partition(",")[0].partition(":")[0] for problem in problems)
+        tasks = Counter(where.partition(",")[0] for where in problems)
         counts = ", ".join(f"{task} {count}" for task, count in tasks.items())
-        raise DataError([*problems[:SHOWN_PROBLEMS], f"{len(problems)} {summary} ({counts})."])
+        shown = [f"{where}: {text}" for where, text in list(problems.items())[:SHOWN_PROBLEMS]]
+        raise DataError([*shown, f"{len(problems)} documents have {summary} ({counts})."])
     if problems:
-        raise DataError(list(problems))
+        raise DataError([f"{where}: {text}" for where, text in problems.items()])

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxalign.evaluation.shared_rows import Place, Request, RowGroup, build_rows, make_families, plan_rows
+from jaxalign.evaluation.shared_rows import (
+    Family,
+    Place,
+    Request,
+    RowGroup,
+    build_rows,
+    make_families,
+    plan_rows,
+    row_lengths,
+)
 from jaxalign.logprobs import TOKEN_CHUNK, VOCABULARY_CHUNK, token_scores
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import Policy
@@ -19,9 +28,12 @@ from jaxalign.types import Rows, Variables
 
 MOST_LOGITS = 1 << 26
 """Logits of a chunk on one device: 256 MiB."""
-GROWTHS = (1, 2, 4)
 PARTS = 4
-"""A batch that is not full goes in quarters."""
+"""Of a group with few rows, batches are a quarter as large."""
+PROGRAM_BATCHES = 32
+"""Compiling a program takes about as long as running so many batches."""
+PLANNED = 2048
+"""Families that the choice of row lengths looks at."""
 
 
 class LogLikelihood(NamedTuple):
@@ -85,12 +97,13 @@ class ContinuationScorer:
         own = [Request(tuple(context), tuple(continuation)) for context, continuation in requests]
         if not own:
             return []
-        groups = self._plan_groups(make_families(own))
+        families = make_families(own)
+        groups = plan_rows(families, self._choose_lengths(families))
         results: list[LogLikelihood | None] = [None] * len(own)
         waiting: deque[tuple[Any, list[Place]]] = deque()
         for group in groups:
             for content, count in self._batches(group):
-                rows, places = build_rows(content, own, count, group.length, group.scored)
+                rows, places = build_rows(content, own, count, group.length, self._scored(group, count))
                 waiting.append((self._run(rows), places))
                 self.counts.row_tokens += sum(family.tokens for row in content for family in row)
                 while len(waiting) > (programs_in_flight() or 0):
@@ -101,47 +114,52 @@ class ContinuationScorer:
         self.counts.request_tokens += sum(len(request.context) + len(request.continuation) for request in own)
         return [result for result in results if result is not None]
 
-    def _plan_groups(self, families: Any) -> list[RowGroup]:
-        """The packing that is computed fastest: short rows keep attention cheap, long ones fill better."""
-        plans = [self._merge_small(plan_rows(families, growth)) for growth in GROWTHS]
-        return min(plans, key=self._cost)
+    def _choose_lengths(self, families: Sequence[Family]) -> tuple[int, ...]:
+        """The row lengths that are done with first: short rows keep attention cheap, each is a program to compile."""
+        lengths = row_lengths(families)
+        stride = -(-len(families) // PLANNED)
+        longest = max(families, key=lambda family: family.tokens)
+        sample = [*families[::stride], longest] if stride > 1 else families
 
-    def _cost(self, groups: Sequence[RowGroup]) -> float:
-        return sum(
-            count * group.length * (1 + group.length / self._long)
-            for group in groups
-            for _, count in self._batches(group)
-        )
+        def cost(lengths: tuple[int, ...]) -> float:
+            return self._cost(plan_rows(sample, lengths), stride)
 
-    def _merge_small(self, groups: Sequence[RowGroup]) -> list[RowGroup]:
-        """Rows too few for a batch of their length join those of the next: a program less."""
-        merged: list[RowGroup] = []
-        carried: list[Any] = []
-        for i, group in enumerate(groups):
-            rows = carried + group.rows
-            if i + 1 < len(groups) and len(rows) < self._row_counts(group.length)[1]:
-                carried = rows
-            else:
-                merged.append(RowGroup(group.length, rows))
-                carried = []
-        return merged
+        best = cost(lengths)
+        while len(lengths) > 1:
+            fewer = {shorter: cost(shorter) for shorter in _without_one(lengths)}
+            shorter = min(fewer, key=lambda key: fewer[key])
+            if fewer[shorter] > best:
+                break
+            lengths, best = shorter, fewer[shorter]
+        return lengths
 
-    def _row_counts(self, length: int) -> tuple[int, int]:
-        """Rows of a full batch, and of the quarter that finishes a group."""
+    def _cost(self, groups: Sequence[RowGroup], scale: int) -> float:
+        """In places of a row, attention and compilation counted as if they were some."""
+        total = 0.0
+        for group in groups:
+            rows = len(group.rows) * scale
+            count = self._row_count(group.length, rows)
+            total += -(-rows // count) * count * group.length * (1 + group.length / self._long)
+            known = any(shape[:2] == (count, group.length) for shape in self._programs)
+            total += 0 if known else PROGRAM_BATCHES * self._batch_tokens
+        return total
+
+    def _row_count(self, length: int, rows: int) -> int:
+        """Rows of a batch, of a group of so many."""
         parts = self._plan.batch_size
         full = max(parts, self._batch_tokens // length // parts * parts)
-        return full, -(-full // (PARTS * parts)) * parts
+        quarter = -(-full // (PARTS * parts)) * parts
+        return quarter if rows <= PARTS // 2 * quarter else full
 
-    def _batches(self, group: RowGroup) -> list[tuple[list[Any], int]]:
-        full, quarter = self._row_counts(group.length)
-        rows, start, batches = group.rows, 0, []
-        while start < len(rows):
-            left = len(rows) - start
-            # Up to half a batch is cheaper in quarters.
-            count = quarter if left <= PARTS // 2 * quarter else full
-            batches.append((rows[start : start + count], count))
-            start += count
-        return batches
+    def _batches(self, group: RowGroup) -> list[tuple[list[list[Family]], int]]:
+        count = self._row_count(group.length, len(group.rows))
+        return [(group.rows[start : start + count], count) for start in range(0, len(group.rows), count)]
+
+    def _scored(self, group: RowGroup, count: int) -> int:
+        """Scored slots: of a program that is there, if one has enough of them and not far too many."""
+        need = group.scored
+        there = [s for c, length, s in self._programs if (c, length) == (count, group.length) and need <= s <= 4 * need]
+        return min(there, default=need)
 
     def _run(self, rows: Rows) -> Any:
         count, length = rows.tokens.shape
@@ -182,6 +200,11 @@ def _read(output: Any, places: Sequence[Place], results: list[LogLikelihood | No
     for request, row, start, count in places:
         value = float(logps[row, start : start + count].sum(dtype=np.float64))
         results[request] = LogLikelihood(value, bool(correct[row, start : start + count].all()))
+
+
+def _without_one(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Without each of the lengths but the longest."""
+    return [lengths[:i] + lengths[i + 1 :] for i in range(len(lengths) - 1)]
 
 
 def _attention_length(config: DecoderConfig) -> float:

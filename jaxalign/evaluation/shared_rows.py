@@ -19,8 +19,7 @@ import numpy as np
 
 from jaxalign.types import Rows
 
-LADDER = tuple(size for octave in range(6, 31) for size in (1 << octave, 3 << (octave - 1)))
-"""Row lengths in use: two an octave, 64, 96, 128, 192, ... Each is a program to compile."""
+SHORTEST_ROW = 64
 FEWEST_SCORED = 16
 MOST_GROWTH = 4
 """A family of questions behind common examples grows to so many times the examples' length."""
@@ -146,17 +145,26 @@ class RowGroup(NamedTuple):
 
     @property
     def scored(self) -> int:
-        """Scored slots that its fullest row needs, as a power of two."""
+        """Scored slots that its fullest row needs, as a power of four: few programs, and slots are cheap."""
         most = max(sum(family.scored for family in row) for row in self.rows)
-        return max(FEWEST_SCORED, 1 << (most - 1).bit_length())
+        scored = FEWEST_SCORED
+        while scored < most:
+            scored *= 4
+        return scored
 
 
-def plan_rows(families: Sequence[Family], growth: int) -> list[RowGroup]:
+def row_lengths(families: Sequence[Family]) -> tuple[int, ...]:
+    """The powers of two up to the longest family: the lengths that rows may have."""
+    longest = max(SHORTEST_ROW, max(family.tokens for family in families))
+    return tuple(1 << n for n in range(SHORTEST_ROW.bit_length() - 1, (longest - 1).bit_length() + 1))
+
+
+def plan_rows(families: Sequence[Family], lengths: Sequence[int]) -> list[RowGroup]:
     """Fits families into rows by best-fit decreasing: longest first, each into the fullest row that takes it.
 
     Args:
       families: what to place.
-      growth: a row is opened for so many families of the size of its first.
+      lengths: that rows may have, ascending; a row is opened with the shortest that holds its first family.
     """
     rows: list[tuple[int, list[Family]]] = []
     free: list[tuple[int, int]] = []  # (places left, row), sorted
@@ -166,7 +174,7 @@ def plan_rows(families: Sequence[Family], growth: int) -> list[RowGroup]:
             left, row = free.pop(at)
             rows[row][1].append(family)
         else:
-            left, row = ladder(family.tokens * growth), len(rows)
+            left, row = lengths[bisect.bisect_left(lengths, family.tokens)], len(rows)
             rows.append((left, [family]))
         if left > family.tokens:
             bisect.insort(free, (left - family.tokens, row))
@@ -174,11 +182,6 @@ def plan_rows(families: Sequence[Family], growth: int) -> list[RowGroup]:
     for length, content in rows:
         groups.setdefault(length, []).append(content)
     return [RowGroup(length, groups[length]) for length in sorted(groups)]
-
-
-def ladder(tokens: int) -> int:
-    """The shortest row length in use that holds so many tokens."""
-    return LADDER[bisect.bisect_left(LADDER, tokens)]
 
 
 def build_rows(

@@ -9,8 +9,8 @@ from jaxalign.models.policy import Policy
 from jaxalign.sampling.engine import sample
 from jaxalign.types import Variables
 
-ROUNDS = (32, 96)
-"""Tokens of the first rounds of greedy generation; what has not met a stop string goes on for the rest."""
+FIRST_ROUND = 64
+"""Tokens of the first two rounds of greedy generation; each further round doubles. Few sizes: each is a program."""
 
 
 def write_until(
@@ -74,7 +74,6 @@ def write_until(
 
 def _rounds(longest: int, several: bool) -> list[int]:
     rounds: list[int] = []
-    for count in ROUNDS if several else ():
-        if sum(rounds) + count < longest:
-            rounds.append(count)
+    while several and (count := max(FIRST_ROUND, sum(rounds))) < longest - sum(rounds):
+        rounds.append(count)
     return [*rounds, longest - sum(rounds)]
