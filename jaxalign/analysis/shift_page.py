@@ -81,8 +81,9 @@ def _figure(histogram: Mapping[str, Sequence[float]], what: str) -> str:
             )
     if low < 0 < high:
         marks.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    step = max(1, (len(edges) - 1) // 8)
-    for edge in edges[::step]:
+    numbers = [round(edge / (edges[1] - edges[0])) for edge in edges]  # edges are multiples of their distance
+    step = next(step for step in (1, 2, 5, 10, 20, 50) if len(edges) <= 9 * step)
+    for edge in (edge for edge, number in zip(edges, numbers, strict=True) if number % step == 0):
         marks.append(f'<text x="{x(edge):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{edge:.4g}</text>')
     axis = "mean log-ratio of a token, nats"
     marks.append(f'<text x="{LEFT + inner / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{axis}</text>')

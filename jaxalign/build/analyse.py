@@ -107,7 +107,7 @@ def token_shift(
     cut = sum(not scored.ended for each in examples for scored in each.values())
     notes = []
     if cut:
-        notes.append(f"{cut} completions were cut before their end token; the end token's numbers leave them out")
+        notes.append(f"completions cut before their end token, which the end token's numbers leave out: {cut}")
     if not details["top_tokens"]:
         notes.append(f"no token stands in {min_count} places, so none is ranked")
     return Outcome(
@@ -131,9 +131,12 @@ def token_shift(
 
 
 def _shown(token: int, tokenizer: Any) -> str:
-    """A token's text; its name in the vocabulary where it is no whole character."""
-    text = tokenizer.decode([token])
-    return str(tokenizer.convert_ids_to_tokens(token)) if not text.strip() or "\ufffd" in text else text
+    """A token's text, with the space that it begins with; its name in the vocabulary where it is no whole character."""
+    text, name = tokenizer.decode([token]), str(tokenizer.convert_ids_to_tokens(token))
+    if not text.strip() or "\ufffd" in text:
+        return name
+    # SentencePiece writes the space as U+2581, and leaves it out at the start of a text.
+    return f" {text}" if name.startswith("\u2581") and not text.startswith(" ") else text
 
 
 def _beta(options: Mapping[str, Any]) -> tuple[str | None, float]:
