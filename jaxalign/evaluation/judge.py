@@ -24,7 +24,7 @@ from jaxalign.evaluation.judge_settings import JudgeSettings
 
 INSTALL = "judged benchmarks need the package openai; install it with: pip install 'jaxalign[benchmarks]'."
 LONGEST_PAUSE = 600.0
-"""An endpoint that asks for a longer pause than this, in seconds, has used up its quota."""
+"""An endpoint that asks for more pauses than this for one request, in seconds, has used up its quota."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +247,7 @@ class Judge:
     def _send(self, request: Request, *, patient: bool = True) -> Reply:
         """Sends a request until it is answered. If not patient, an endpoint that cannot be reached is given up soon."""
         openai, settings = self._openai, self.settings
-        attempt = 0
+        attempt, paused = 0, 0.0
         while True:
             try:
                 return self._send_once(request)
@@ -278,16 +278,18 @@ class Judge:
                     ) from error
             except (openai.APIError, ValueError, AttributeError, IndexError, TypeError) as error:
                 problem, delay = f"answered something that is no chat completion ({error!r})", None
-            if delay is not None and delay > LONGEST_PAUSE:
-                raise JaxalignError(f"judge: {self._where()} asks to wait for {delay:.0f} s ({problem}).")
-            if attempt >= settings.retries or self._stop.is_set():
+            paused += delay or 0.0
+            if paused > LONGEST_PAUSE:
+                raise JaxalignError(f"judge: {self._where()} asks to wait for {paused:.0f} s in all ({problem}).")
+            if (attempt >= settings.retries and not delay) or self._stop.is_set():
                 kind = JaxalignError if patient else ConfigError
                 raise kind(f"judge: {self._where()} gave no answer in {attempt + 1} attempts; the last: {problem}.")
-            if delay is not None:
+            if delay:
+                # An endpoint that says when it will answer is alive: this is no attempt that failed.
                 self._pace.pause(delay)
             else:
                 self._stop.wait(growing_wait(attempt, settings.first_wait, settings.longest_wait))
-            attempt += 1
+                attempt += 1
             with self._lock:
                 self.usage.retries += 1
 

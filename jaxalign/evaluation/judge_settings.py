@@ -20,8 +20,9 @@ class JudgeSettings:
       requests_per_minute: most requests sent in 60 s; None = no limit.
       tokens_per_minute: most tokens, of prompts and answers; None = no limit.
       timeout: seconds after which a request without answer is sent again.
-      retries: how often a request is sent again after a timeout, a lost connection, 429 or 5xx.
-      first_wait: seconds before the first retry; doubled each time. An endpoint's Retry-After counts instead.
+      retries: how often a request is sent again after a timeout, a lost connection, 429 or 5xx. Where the endpoint says
+        how long to wait (Retry-After), it is waited that long, and the retry is not counted.
+      first_wait: seconds before the first retry; doubled each time.
       longest_wait: most seconds between retries.
       price_in: of a million tokens of prompts, in any currency; None = costs are not counted.
       price_out: of a million tokens of answers.

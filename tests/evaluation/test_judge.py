@@ -96,6 +96,13 @@ def test_retry_after_holds_back_every_thread(start_server, settings_of, tmp_path
     assert len(gaps) - pause >= 2  # the refused one and others came after it
 
 
+def test_an_endpoint_that_says_when_to_come_back_is_not_given_up(start_server, settings_of, tmp_path):
+    server = start_server(echo)
+    server.faults = [None, *[(429, {"retry-after-ms": "10"})] * 5]
+    with Judge(settings_of(server, concurrency=1, retries=1), tmp_path / "judge.jsonl") as judge:
+        assert judge.ask(requests(1))[0].text == "answer to question 0"
+
+
 def test_an_endpoint_that_dies_leaves_what_it_answered(start_server, settings_of, tmp_path):
     server = start_server(echo)
     settings = settings_of(server, concurrency=1, retries=2)
@@ -132,7 +139,7 @@ def test_what_is_wrong_is_told_before_anything_is_asked(start_server, settings_o
         ({"model": "judge-large"}, [(401,)], "refuses the key .* set the environment variable OPENAI_API_KEY"),
         ({"model": "judge-large"}, [(429, {}, "insufficient_quota")], "no quota left"),
         ({"model": "judge-large"}, [(400,)], "refuses to answer"),
-        ({"model": "judge-large"}, [(429, {"retry-after": "7200"})], "asks to wait for 7200 s"),
+        ({"model": "judge-large"}, [(429, {"retry-after": "7200"})], "asks to wait for 7200 s in all"),
         ({"model": "judge-large", "retries": 1}, [(500,)] * 2, "gave no answer in 2 attempts"),
         ({"model": "judge-large", "base_url": "http://127.0.0.1:9"}, [], "cannot be reached.*is the server running"),
     ]
