@@ -263,6 +263,10 @@ def _padding(
         for target, place in zip(targets, placed[id(cost)], strict=True):
             if place.full >= FILL / WORTH:
                 continue
+            if not cost.steps:
+                padding = f"{1 - place.full:.0%} of its {place.rows} rows a batch is padding"
+                found[f"{cost.stage.name} on {target.name}: {padding}; raise evaluation.batch_size."] += 1
+                continue
             better = {
                 tensor: on_target(cost, target, mfu=mfu, tensor=tensor)
                 for tensor in (2, 4, 8)

@@ -1,10 +1,10 @@
 """Arithmetic of a stage: operations that its model needs, as the literature counts them.
 
 A product of an ``[m, k]`` and a ``[k, n]`` matrix is ``2 m k n`` operations. The forward pass takes 2 for each weight
-of the blocks and each unique token (a prompt counts once, however many completions stand behind it), ``4 H C`` a layer for
-each key that a token looks at, and ``2 D V`` for each scored token, since only these meet the head. The backward pass
-takes twice the forward pass. What is computed again (remat), padding, and the optimizer's arithmetic are not counted;
-the utilisation that turns operations into hours (MFU) is defined in the same way.
+of the blocks and each unique token (a prompt counts once, however many completions stand behind it), ``4 H C`` a layer
+for each key that a token looks at, and ``2 D V`` for each scored token, since only these meet the head. The backward
+pass takes twice the forward pass. What is computed again (remat), padding, and the optimizer's arithmetic are not
+counted; the utilisation that turns operations into hours (MFU) is defined in the same way.
 """
 
 from __future__ import annotations

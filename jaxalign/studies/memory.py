@@ -14,8 +14,15 @@ activations    what the backward pass keeps of every layer: with remat ``full`` 
 scoring        states of the scored tokens, and three float32 arrays of logits ``[rows, 128, vocabulary <= 65536]``
 =============  =================================================================================================
 
-Measured against `jax.stages.Compiled.memory_analysis` (arguments plus temporaries, less what is donated):
-MEASURED
+Measured against `jax.stages.Compiled.memory_analysis` (arguments plus temporaries) of the same step:
+
+* compiled ahead of time for v5e:8x8 (libtpu 0.0.52), Mistral-7B, remat ``full``: one row of 2048 tokens on each chip with
+  a live reference 3.62 GiB, estimated 4.02 (11 % too much); four rows with a cached one 5.93 GiB, estimated 6.88 (16 %
+  too much);
+* on eight simulated CPU devices, 25 million parameters, float32, every remat, one and four micro-batches, rows of 512
+  to 2048 tokens: from 10 % too little to 8 % too much.
+
+Other compilers share memory between arrays in other ways; GPUs were not measured.
 """
 
 from __future__ import annotations
@@ -96,7 +103,7 @@ def step_rows(config: RunConfig, tokens: float, row: int, split: int, fill: floa
       split: devices that share the rows.
       fill: share of a row's places that are used, at best.
     """
-    needed = math.ceil(config.train.batch_size / max(1, math.floor(fill * row / tokens)))
+    needed = math.ceil(config.train.batch_size / max(1.0, fill * row / tokens))
     multiple = split * config.train.microbatches
     return max(1, -(-needed // multiple)) * multiple
 

@@ -26,65 +26,62 @@ def slurm(plan: Plan, *, config: str, workdir: str, distributed: bool = False) -
     shared, rows = len(groups(plan)), len(plan.rows)
     command = ["study", f"--config={config}", f"--workdir={workdir}"] + (["--distributed"] if distributed else [])
     width = "--nodes=2 --ntasks-per-node=8" if distributed else "--nodes=1 --ntasks-per-node=1"
-    lines = [
-        "#!/usr/bin/env bash",
-        f"# The study {plan.study.name} under Slurm: {_count(shared, rows)}.",
-        "#",
-        "#   bash THIS_FILE",
-        "#",
-        "# Run it from the root of the clone, with jaxalign[gpu] in .venv on a file system that all nodes see. What is",
-        "# done already is found and left alone, so it may be run again at any time. RESOURCES is for each task.",
-        "set -euo pipefail",
-        f'RESOURCES=${{RESOURCES:-"{width} --gpus-per-node=8 --cpus-per-task=16 --time=12:00:00"}}',
-        f"PARALLEL=${{PARALLEL:-{min(PARALLEL, max(shared, rows))}}}",
-        f"mkdir -p {shlex.quote(f'{workdir}/logs')}",
-        "",
-        "submit() { # submit NAME LAST_INDEX SBATCH_FLAGS... -- ARGUMENTS...: prints the id of the array",
-        "    local name=$1 last=$2 flags=()",
-        "    shift 2",
-        '    while [ "$1" != -- ]; do',
-        '        flags+=("$1")',
-        "        shift",
-        "    done",
-        "    shift",
-        "    # RESOURCES is several flags.",
-        "    # shellcheck disable=SC2086",
-        '    sbatch --parsable --job-name="$name" --array="0-$last%$PARALLEL" $RESOURCES \\',
-        '        "${flags[@]+"${flags[@]}"}" \\',
-        "        --open-mode=append --requeue --signal=TERM@300 \\",
-        f"        --output={shlex.quote(f'{workdir}/logs/slurm-%x-%a.log')} \\",
-        "        --export=ALL,STUDY=\"$(printf '%q ' \"$@\")\" <<'TASK'",
-        "#!/usr/bin/env bash",
-        "set -uo pipefail",
-        "# The batch shell itself must outlive the SIGTERM, to read the exit code.",
-        "trap ':' TERM",
-        'eval "set -- $STUDY"',
-        f'srun --kill-on-bad-exit=1 .venv/bin/jaxalign {shlex.join(command)} "$@" \\',
-        '    --shard="$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" &',
-        "step=$!",
-        'wait "$step"',
-        "code=$?",
-        "# A signal ends `wait` early: wait again for the step itself.",
-        'while kill -0 "$step" 2>/dev/null; do',
-        '    wait "$step"',
-        "    code=$?",
-        "done",
-        'if [ "$code" -eq 143 ]; then',
-        "    # Everything is saved: the same task goes on from there.",
-        '    scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
-        "fi",
-        'exit "$code"',
-        "TASK",
-        "}",
-        "",
-    ]
-    after = "--"
-    if shared:
-        lines += [f"shared=$(submit {_name(plan)}-shared {shared - 1} -- --shared)", 'echo "shared stages: $shared"']
-        # afterany: a stage that failed fails the rows that need it, and only these.
-        after = '"--dependency=afterany:$shared" --'
-    lines += [f"rows=$(submit {_name(plan)} {rows - 1} {after})", 'echo "rows: $rows"']
-    return "\n".join(lines) + "\n"
+    logs = shlex.quote(f"{workdir}/logs")
+    name = _name(plan)
+    text = f"""\
+#!/usr/bin/env bash
+# The study {plan.study.name} under Slurm: {_count(shared, rows)}.
+#
+#   bash THIS_FILE
+#
+# Run it from the root of the clone, with jaxalign[gpu] in .venv on a file system that all nodes see. What is done
+# already is found and left alone, so it may be run again at any time. RESOURCES is for each task.
+set -euo pipefail
+RESOURCES=${{RESOURCES:-"{width} --gpus-per-node=8 --cpus-per-task=16 --time=12:00:00"}}
+PARALLEL=${{PARALLEL:-{min(PARALLEL, max(shared, rows))}}}
+mkdir -p {logs}
+
+# submit NAME TASKS PART [SBATCH_FLAG]: prints the id of the array. PART is --shared, or nothing for rows.
+submit() {{
+    # RESOURCES is several flags.
+    # shellcheck disable=SC2086
+    TASKS=$2 PART=$3 sbatch --parsable --job-name="$1" --array="0-$(($2 - 1))%$PARALLEL" $RESOURCES ${{4:+"$4"}} \\
+        --export=ALL --open-mode=append --requeue --signal=TERM@300 --output={logs}/slurm-%x-%a.log <<'TASK'
+#!/usr/bin/env bash
+set -uo pipefail
+# The batch shell itself must outlive the SIGTERM, to read the exit code.
+trap ':' TERM
+srun --kill-on-bad-exit=1 .venv/bin/jaxalign {shlex.join(command)} \\
+    ${{PART:+"$PART"}} --shard="$SLURM_ARRAY_TASK_ID/$TASKS" &
+step=$!
+wait "$step"
+code=$?
+# A signal ends `wait` early: wait again for the step itself.
+while kill -0 "$step" 2>/dev/null; do
+    wait "$step"
+    code=$?
+done
+if [ "$code" -eq 143 ]; then
+    # Everything is saved: the same task goes on from there.
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
+exit "$code"
+TASK
+}}
+
+"""
+    if not shared:
+        return text + f'rows=$(submit {name} {rows} "")\necho "rows: $rows"\n'
+    return (
+        text
+        + f"""\
+shared=$(submit {name}-shared {shared} --shared)
+echo "shared stages: $shared"
+# afterany: a stage that failed fails the rows that need it, and only these.
+rows=$(submit {name} {rows} "" "--dependency=afterany:${{shared%%;*}}")
+echo "rows: $rows"
+"""
+    )
 
 
 def gke(plan: Plan, *, config: str, workdir: str, distributed: bool = False) -> str:

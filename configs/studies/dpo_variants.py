@@ -1,0 +1,249 @@
+r"""Study 1: which alignment method, from which start, with how many pairs? (arXiv 2404.14723)
+
+DPO, IPO, KTO, KTO on pairs and CPO, each from a base model (SFT skipped), its SFT model and an instruction-tuned model,
+on nested subsets of the pairs.
+
+  jaxalign study --config=configs/studies/dpo_variants.py --workdir=studies/variants --dry-run
+  jaxalign study --config=configs/studies/dpo_variants.py:scale=tiny --workdir=studies/variants-tiny --jobs=2
+  jaxalign report studies/variants-tiny
+
+Arguments, separated by commas; lists are joined by +:
+
+  scale=full        Mistral-7B and UltraFeedback on a pod (the default); tiny: the generated world, on two CPU cores
+  seeds=3           seeds of the order and choice of pairs; default 3, tiny 2
+  sizes=1000+all    pairs to train on; default 1000+5000+10000+20000+40000+all, tiny 256+1024+all
+  methods=dpo+kto   default dpo+ipo+kto+kto_pair+cpo
+  benchmarks=DIR    the benchmarks' data on disk; default: the hub's
+  mt_bench=DIR      FastChat's MT-Bench files; without them MT-Bench is not measured
+  judge=URL         an OpenAI-compatible endpoint that judges MT-Bench; without one only its answers are written
+  judge_model=NAME  its model; default gpt-4
+  world=DIR         tiny: where the generated world is
+
+What to expect. Full scale: 273 rows of 7 billion parameters; look at --dry-run before starting any of them, and make
+one row first (--row=base-dpo-beta0.01-size1000-seed0). The paper reports that small subsets reach most of the gain,
+that KTO and CPO need SFT least, and little effect on reasoning. None of its tables could be read for this study, so no
+published number stands beside ours. Tiny: 93 rows of some ten seconds each; which of the shapes appear there is
+measured, not promised.
+
+What is not known of the paper's runs is listed in the study's notes, which every report repeats.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+from published import ARCHITECTURES, DATASETS
+
+from jaxalign.config_transport import parse_arg
+from jaxalign.errors import ConfigError, did_you_mean
+from jaxalign.evaluation.judge_settings import JudgeSettings
+from jaxalign.methods import get_method
+from jaxalign.quickstart import settings as tiny_settings
+from jaxalign.quickstart import stages as tiny
+from jaxalign.studies import measures
+from jaxalign.studies.study import Measure, Stage, Study, Subject, Trial
+
+ZEPHYR = str(Path(__file__).resolve().parent / "zephyr.jinja")
+STARTS = {
+    "sft": "alignment-handbook/zephyr-7b-sft-full",
+    "base": "mistralai/Mistral-7B-v0.1",
+    "instruct": "mistralai/Mistral-7B-Instruct-v0.2",
+}
+"""The paper's scenarios: SFT kept, SFT skipped, instruction-tuned."""
+IN_ZEPHYR_FORMAT = (STARTS["sft"], STARTS["base"])
+BETAS = {"dpo": 0.01, "ipo": 0.01, "kto": 0.01, "kto_pair": 0.01, "cpo": 0.1}
+PAIRS = "HuggingFaceH4/ultrafeedback_binarized"
+ALL = 61_135
+"""Pairs of train_prefs: the label of the size that takes all of them."""
+SIZES = (1000, 5000, 10_000, 20_000, 40_000, None)
+TINY_SIZES = (256, 1024, None)
+
+QUESTION = (
+    "Which of DPO, IPO, KTO and CPO aligns best, can it do without supervised fine-tuning before, and how many pairs "
+    "does it need?"
+)
+NOTES = (
+    "The paper's text could not be obtained: its beta, learning rate, batch, epochs, lengths and subset sizes are "
+    "unknown. Here: the alignment-handbook's Zephyr recipe (all weights, AdamW, 5e-7, cosine, 10 % warm-up, 1 epoch of "
+    "128 pairs a step, 1024 tokens, 512 of them prompt), and sizes of our choice. That 128 is 8 a device on 8 devices "
+    "twice accumulated is from memory.",
+    "beta 0.01 of dpo, ipo and kto is what the handbook's scan found best on Zephyr, second-hand; kto_pair takes that "
+    "of kto, and cpo 0.1, TRL's default. None is known to be the paper's.",
+    "Which KTO the paper ran is unknown: TRL of the time also offered kto_pair, with the KL terms from the other half "
+    "of a batch of pairs. Both are rows. IPO averages over tokens, as TRL does since January 2024.",
+    "The base model knows no chat format. It gets Zephyr's (configs/studies/zephyr.jinja), with BOS first as TRL put "
+    "it (from memory), and learns the end token as part of every answer. Rows are packed, so no padding token is "
+    "trained. Which format the paper used for it is unknown; the instruct model keeps its own.",
+    "Pairs that break the data contract, and training pairs whose prompt is held out, are left out and counted.",
+    "A size is the number of pairs, and smaller sizes are part of larger ones. kto gets twice as many labelled "
+    "answers, drawn from the answers of all pairs, and 128 of them a step.",
+    "zephyr-7b-sft-full was replaced by its authors at least once (SPIN's README), so the paper's start may differ.",
+)
+TINY_NOTES = (
+    "Tiny scale: the models learn a generated world, so no number here says anything of language. sft, base and "
+    "instruct are made by the study, betas are those of the quick start.",
+)
+
+
+class Scale(NamedTuple):
+    """What differs between a pod and two cores."""
+
+    start: Callable[[str], Stage | str]
+    align: Callable[[str, str, float, int | None, int], Stage]
+    betas: dict[str, float]
+    sizes: tuple[int | None, ...]
+    all_pairs: int
+    seeds: int
+    measures: tuple[Measure, ...]
+    headline: str
+    notes: tuple[str, ...]
+    prepare: Callable[[], None] | None
+
+
+def get_study(arg: str | None = None) -> Study:
+    args = parse_arg(
+        arg, scale=("full", "tiny"), seeds=0, sizes="", methods="", benchmarks="", mt_bench="", judge="",
+        judge_model="gpt-4", world="workdir/studies/world",
+    )  # fmt: skip
+    scale = _full(args) if args.scale == "full" else _tiny(args)
+    methods, sizes = _chosen_methods(args.methods, scale.betas), _chosen_sizes(args.sizes, scale)
+    trials = [Trial(labels={"start": start, "method": "none"}, model=scale.start(start)) for start in STARTS]
+    for start in STARTS:
+        for method in methods:
+            for size in sizes:
+                for seed in range(args.seeds or scale.seeds):
+                    beta = scale.betas[method]
+                    labels = {"start": start, "method": method, "beta": beta, "size": size or scale.all_pairs}
+                    stage = scale.align(start, method, beta, size, seed)
+                    trials.append(Trial(labels={**labels, "seed": seed}, model=stage))
+    return Study(
+        name=f"dpo-variants-{args.scale}",
+        question=QUESTION,
+        trials=tuple(trials),
+        measures=scale.measures,
+        headline=scale.headline,
+        compare="method",
+        notes=scale.notes,
+        prepare=scale.prepare,
+        architectures=ARCHITECTURES,
+        datasets=DATASETS,
+    )
+
+
+def recipe(start: str, method: str, beta: float, size: int | None, seed: int) -> Stage:
+    """A run of the handbook's Zephyr recipe."""
+    path = STARTS[start]
+    model = {"path": path, "remat": "full"}
+    if path in IN_ZEPHYR_FORMAT:
+        model["chat_template"] = ZEPHYR
+    examples = size if size is None or get_method(method).layout.name == "PAIRED" else 2 * size
+    return Stage(
+        name="align",
+        config={
+            "model": model,
+            "data": {
+                "train": [PAIRS],
+                "eval": [PAIRS],
+                "train_split": "train_prefs",
+                "eval_split": "test_prefs",
+                "max_length": 1024,
+                "max_prompt_length": 512,
+                "on_bad": "drop",
+                "size": examples,
+                "seed": seed,
+            },
+            "method": {"name": method, "beta": beta},
+            "reference": {"mode": "cached"} if get_method(method).needs_reference else {},
+            "optimizer": {"learning_rate": 5e-7, "schedule": "cosine", "warmup_ratio": 0.1},
+            "train": {"batch_size": 128, "epochs": 1.0, "seed": seed},
+        },
+    )
+
+
+def _full(args: ConfigDict) -> Scale:
+    return Scale(
+        start=STARTS.__getitem__,
+        align=recipe,
+        betas=BETAS,
+        sizes=SIZES,
+        all_pairs=ALL,
+        seeds=3,
+        measures=_full_measures(args),
+        headline="study1/average",
+        notes=NOTES if args.mt_bench else (*NOTES, "MT-Bench is not measured: mt_bench= was not given."),
+        prepare=None,
+    )
+
+
+def _full_measures(args: ConfigDict) -> tuple[Measure, ...]:
+    data = {
+        "train": [PAIRS], "eval": [PAIRS], "train_split": "test_prefs", "eval_split": "test_prefs", "max_length": 1024,
+        "max_prompt_length": 512, "on_bad": "drop",
+    }  # fmt: skip
+    held_out = {"data": {**data, "train_split": "train_prefs"}, "method": {"name": "dpo"}}
+
+    def of_pairs(template: str | None) -> Measure:
+        return measures.held_out({**held_out, "model": {"chat_template": template}})
+
+    def of_dialogue(template: str | None) -> Measure:
+        judge = JudgeSettings(model=args.judge_model, base_url=args.judge) if args.judge else None
+        return measures.mt_bench(args.mt_bench, judge, chat_template=template)
+
+    found = [_formatted(of_pairs), measures.suite("study1", folder=args.benchmarks or None)]
+    return (*found, _formatted(of_dialogue)) if args.mt_bench else tuple(found)
+
+
+def _formatted(make: Callable[[str | None], Measure]) -> Measure:
+    """A measure in each model's chat format: an aligned one brings its own; two of the hub's have none, or no BOS."""
+    own, zephyr = make(None), make(ZEPHYR)
+
+    def run(subject: Subject):
+        return (zephyr if subject.model in IN_ZEPHYR_FORMAT else own).run(subject)
+
+    return Measure(name=own.name, run=run, settings=zephyr.settings)
+
+
+def _tiny(args: ConfigDict) -> Scale:
+    world = args.world
+    starts = {"sft": tiny.sft(world), "base": tiny.base(world), "instruct": tiny.instruct(world)}
+
+    def align(start: str, method: str, beta: float, size: int | None, seed: int) -> Stage:
+        examples = size if size is None or get_method(method).layout.name == "PAIRED" else 2 * size
+        return tiny.align(world, starts[start], method, size=examples, seed=seed, options={"beta": beta})
+
+    return Scale(
+        start=starts.__getitem__,
+        align=align,
+        betas={
+            method: float(get_method(method).resolve_options(tiny_settings.OPTIONS.get(method, {}))["beta"])
+            for method in BETAS
+        },
+        sizes=TINY_SIZES,
+        all_pairs=tiny_settings.PAIRS,
+        seeds=2,
+        measures=tiny.measures(world),
+        headline="answers/exact",
+        notes=TINY_NOTES,
+        prepare=lambda: tiny.prepare(world),
+    )
+
+
+def _chosen_methods(text: str, betas: dict[str, float]) -> list[str]:
+    names = [name for name in text.split("+") if name] or list(betas)
+    wrong = [name for name in names if name not in betas]
+    if wrong:
+        raise ConfigError(
+            [f"methods: got {n!r}, expected some of {'+'.join(betas)}.{did_you_mean(n, betas)}" for n in wrong]
+        )
+    return list(dict.fromkeys(names))
+
+
+def _chosen_sizes(text: str, scale: Scale) -> list[int | None]:
+    words = [word for word in text.split("+") if word]
+    wrong = [word for word in words if word != "all" and not 0 < int(word if word.isdigit() else 0) < scale.all_pairs]
+    if wrong:
+        raise ConfigError(
+            [f"sizes: got {w!r}, expected a number below {scale.all_pairs}, or all (sizes=1000+all)." for w in wrong]
+        )
+    return [None if word == "all" else int(word) for word in dict.fromkeys(words)] or list(scale.sizes)

@@ -1,0 +1,375 @@
+r"""Study 2: what does the reference policy of DPO do? (arXiv 2407.13709)
+
+Three questions: how strongly should a policy be held to its reference (beta), is a reference needed at all (three
+objectives), and does a stronger reference help (a grid of references, betas and starts)?
+
+  jaxalign study --config=configs/studies/reference_policies.py --workdir=studies/references --dry-run
+  jaxalign study --config=configs/studies/reference_policies.py:part=beta --workdir=studies/references
+  jaxalign study --config=configs/studies/reference_policies.py:scale=tiny --workdir=studies/references-tiny --jobs=2
+  jaxalign report studies/references-tiny
+
+Arguments, separated by commas; lists are joined by +:
+
+  scale=full            the paper's models on a pod (the default); tiny: the generated world, on two CPU cores
+  part=all              beta, objectives or references: one of the three questions
+  seeds=1               seeds of the order of the pairs; default 1 as in the paper, tiny 2
+  starts=mistral-7b     default mistral-7b+tulu-2-7b+qwen2-1.5b; tiny has sft
+  data=NAME             pairs; default allenai/ultrafeedback_binarized_cleaned
+  alpaca_eval=FILE      AlpacaEval 2's set with the baseline's outputs; without it it is not measured
+  judge=URL             an OpenAI-compatible endpoint that judges it; without one only its outputs are written
+  judge_model=NAME      its model; default gpt-4-1106-preview, the paper's
+  weights=FILE          alpaca_eval's df_gamed.csv, for length-controlled win rates
+  world=DIR             tiny: where the generated world is
+
+What to expect. The paper: smaller beta is better until text degenerates, with the optimum at 0.01 to 0.02; DPO beats
+both objectives without a reference model; a stronger reference helps only when it is like the policy, and then the best
+beta is about 1. Its numbers stand beside ours in the report. Log-probabilities of the 70-billion reference are computed
+once for each start's pairs, on the whole mesh, and serve all its betas. Tiny: some 60 rows of ten seconds; which of the
+shapes appear there is measured, not promised.
+
+Where this study differs from the paper's runs, or the paper does not say, is listed in its notes.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+from published import ARCHITECTURES, DATASETS
+
+from jaxalign.config_transport import parse_arg
+from jaxalign.errors import ConfigError, did_you_mean
+from jaxalign.evaluation.judge_settings import JudgeSettings
+from jaxalign.quickstart import stages as tiny
+from jaxalign.studies import measures
+from jaxalign.studies.study import Measure, Published, Stage, Study, Trial
+
+FOLDER = Path(__file__).resolve().parent
+PAIRS = "allenai/ultrafeedback_binarized_cleaned"
+STARTS = {
+    "mistral-7b": ("HuggingFaceH4/mistral-7b-sft-beta", str(FOLDER / "zephyr.jinja")),
+    "tulu-2-7b": ("allenai/tulu-2-7b", str(FOLDER / "tulu.jinja")),
+    "qwen2-1.5b": ("Qwen/Qwen2-1.5B", None),
+}
+"""The paper's names -> model and chat template; the last one is fine-tuned first."""
+REFERENCES = {
+    "mistral-v0.2": "mistralai/Mistral-7B-Instruct-v0.2",
+    "llama-3-70b": "meta-llama/Meta-Llama-3-70B-Instruct",
+}
+BETAS = (0.1, 0.05, 0.02, 0.01, 0.005)
+OTHER_BETAS = (10.0, 1.0, 0.1, 0.01, 0.005)
+"""With other references."""
+PROBABILITY_BETAS = (1.0, 10.0, 100.0)
+BEST_BETA = 0.01
+"""Of the DPO checkpoint that becomes a reference."""
+PARTS = ("all", "beta", "objectives", "references")
+
+QUESTION = (
+    "How strongly should DPO hold a policy to its reference, is a reference needed, and does a stronger one help?"
+)
+NOTES = (
+    "The paper's recipe: 3 epochs of 32 pairs a step, AdamW with weight decay 0.01, 5e-7 with 10 % linear warm-up and "
+    "linear decay, gradients clipped at 1, 2048 tokens, the checkpoint with the lowest validation loss. It is looked "
+    "for every 500 steps and at the end; the paper also looked at the end of each epoch.",
+    "Pairs whose prompt and answer exceed 2048 tokens are left out and counted; the paper cut them at the right. "
+    "Another model's tokenizer would read other text of a cut pair.",
+    "The paper's released data hold its references' log-probabilities (yale-nlp/RefDPO: chosen_logprob and "
+    "rejected_logprob; reference.source=columns reads them). Here all references are computed from the models.",
+    "Each reference reads the text in its own chat template and tokenizer, as implied by the use of instruct models; "
+    "the paper does not say so.",
+    "Chat formats are those of the paper's code but for its stripping of white space: zephyr.jinja ends every turn "
+    "with the end token, tulu.jinja only the assistant's. BOS comes first. The paper's code adds a padding token and "
+    "enlarges the embeddings to a multiple of 8; rows are packed here, so neither is needed.",
+    "How the prior log p(y) of the likelihood objective begins is in neither the paper nor its code: here after BOS "
+    "alone (reference.prior_prefix).",
+    "Betas of the probability objective but for the best, 100, are ours (1 and 10), and those of likelihood are DPO's.",
+    "qwen2-1.5b is fine-tuned here on UltraChat with the handbook's recipe (2e-5, cosine, 1 epoch of 128, 2048 "
+    "tokens, loss on all of them): the paper says that its authors did so and not how.",
+    "The DPO checkpoint that becomes a reference is that of beta 0.01 and seed 0.",
+    "The paper judged with alpaca_eval 0.6 and 8 devices' batches; seeds are its one, or ours.",
+)
+TINY_NOTES = (
+    "Tiny scale: the models learn a generated world, so no number here says anything of language. The references are "
+    "the start itself, a better model like it, a better one of another family with another tokenizer, and the DPO "
+    "model.",
+)
+SOURCE = "arXiv 2407.13709v2, table {}"
+
+
+class Scale(NamedTuple):
+    """What differs between a pod and two cores."""
+
+    starts: tuple[str, ...]
+    model: Callable[[str], Stage | str]
+    align: Callable[[str, str, str, float, int], Stage]
+    betas: Callable[[str], tuple[float, ...]]
+    other_betas: tuple[float, ...]
+    probability_betas: tuple[float, ...]
+    best_beta: float
+    objectives: tuple[str, ...]
+    references: Callable[[str], tuple[str, ...]]
+    seeds: int
+    measures: tuple[Measure, ...]
+    headline: str
+    notes: tuple[str, ...]
+    published: tuple[Published, ...]
+    prepare: Callable[[], None] | None
+
+
+def get_study(arg: str | None = None) -> Study:
+    args = parse_arg(
+        arg, scale=("full", "tiny"), part=PARTS, seeds=0, starts="", data=PAIRS, alpaca_eval="", judge="",
+        judge_model="gpt-4-1106-preview", weights="", world="workdir/studies/world",
+    )  # fmt: skip
+    scale = _full(args) if args.scale == "full" else _tiny(args)
+    starts = _chosen(args.starts, scale.starts)
+    trials = [Trial(labels={"start": start, "method": "none"}, model=scale.model(start)) for start in starts]
+    if args.scale == "full" and args.part in ("all", "references"):
+        trials.append(Trial(labels={"start": "mistral-v0.2", "method": "none"}, model=REFERENCES["mistral-v0.2"]))
+    cells = dict.fromkeys(_cells(args.part, starts, scale))  # parts overlap
+    for start, objective, reference, beta in cells:
+        for seed in range(args.seeds or scale.seeds):
+            labels = {"start": start, "method": "dpo", "objective": objective, "reference": reference, "beta": beta}
+            stage = scale.align(start, objective, reference, beta, seed)
+            trials.append(Trial(labels={**labels, "seed": seed}, model=stage))
+    return Study(
+        name=f"reference-policies-{args.scale}" + ("" if args.part == "all" else f"-{args.part}"),
+        question=QUESTION,
+        trials=tuple(trials),
+        measures=scale.measures,
+        headline=scale.headline,
+        compare={"objectives": "objective", "references": "reference"}.get(args.part, "beta"),
+        notes=scale.notes,
+        published=tuple(p for p in scale.published if _is_row(p, trials)),
+        prepare=scale.prepare,
+        architectures=ARCHITECTURES,
+        datasets={**DATASETS, args.data: DATASETS.get(args.data, DATASETS[PAIRS])},
+    )
+
+
+Cell = tuple[str, str, str, float]
+"""Start, objective, reference, beta."""
+
+
+def _cells(part: str, starts: tuple[str, ...], scale: Scale) -> Iterator[Cell]:
+    """The grid."""
+    first = starts[0]
+    if part in ("all", "beta"):
+        for start in starts:
+            for beta in scale.betas(start):
+                yield start, "dpo", "self", beta
+    if part in ("all", "objectives"):
+        for objective, reference in (("dpo", "self"), ("probability", "none"), ("likelihood", "prior")):
+            betas = scale.probability_betas if objective == "probability" else scale.betas(first)
+            for beta in betas:
+                yield first, objective, reference, beta
+    if part in ("all", "references"):
+        for start in starts:
+            for reference in scale.references(start):
+                for beta in scale.other_betas:
+                    yield start, "dpo", reference, beta
+
+
+def _is_row(published: Published, trials: list[Trial]) -> bool:
+    """Whether the number is of a row of the chosen part."""
+    wanted = published.labels.items()
+    return any(wanted <= trial.labels.items() for trial in trials)
+
+
+def recipe(data: str, start: str, objective: str, reference: str, beta: float, seed: int) -> Stage:
+    """A run of the paper's recipe."""
+    path, template = STARTS[start]
+    model: dict[str, Any] = {"remat": "full"} | ({"chat_template": template} if template else {})
+    inputs: dict[str, Stage] = {}
+    if start == "qwen2-1.5b":
+        inputs["model.path"] = _tuned(path)
+    else:
+        model["path"] = path
+    sources = {"self": "policy", "none": "none", "prior": "prior", **REFERENCES}
+    against: dict[str, Any] = {"mode": "cached"} if reference != "none" else {}
+    if reference == "dpo":
+        inputs["reference.source"] = recipe(data, start, "dpo", "self", BEST_BETA, 0)
+        against |= {"chat_template": template} if template else {}
+    else:
+        against["source"] = sources[reference]
+    return Stage(
+        name="align",
+        config={
+            "model": model,
+            "data": {
+                "train": [data],
+                "eval": [data],
+                "train_split": "train_prefs",
+                "eval_split": "test_prefs",
+                "max_length": 2048,
+                "truncation": "drop",
+                "on_bad": "drop",
+                "seed": seed,
+            },
+            "method": {"name": "dpo", "beta": beta},
+            "reference": against,
+            "optimizer": {"learning_rate": 5e-7, "schedule": "linear", "warmup_ratio": 0.1, "weight_decay": 0.01},
+            "train": {
+                "batch_size": 32,
+                "epochs": 3.0,
+                "seed": seed,
+                "eval_every": 500,
+                "checkpoint_every": 500,
+                "best_metric": "eval_loss",
+            },
+        },
+        inputs=inputs,
+    )
+
+
+def _tuned(path: str) -> Stage:
+    """The handbook's SFT on UltraChat."""
+    return Stage(
+        name="sft",
+        config={
+            "model": {"path": path, "remat": "full"},
+            "data": {
+                "train": ["HuggingFaceH4/ultrachat_200k"],
+                "train_split": "train_sft",
+                "max_length": 2048,
+                "on_bad": "drop",
+                "loss_on": "all",
+            },
+            "method": {"name": "sft"},
+            "optimizer": {"learning_rate": 2e-5, "schedule": "cosine", "warmup_ratio": 0.1},
+            "train": {"batch_size": 128, "epochs": 1.0},
+        },
+    )
+
+
+def _full(args: ConfigDict) -> Scale:
+    def align(start: str, objective: str, reference: str, beta: float, seed: int) -> Stage:
+        return recipe(args.data, start, objective, reference, beta, seed)
+
+    def references(start: str) -> tuple[str, ...]:
+        return {"mistral-7b": (*REFERENCES, "dpo"), "tulu-2-7b": tuple(REFERENCES)}.get(start, ())
+
+    return Scale(
+        starts=tuple(STARTS),
+        model=lambda start: _tuned(STARTS[start][0]) if start == "qwen2-1.5b" else STARTS[start][0],
+        align=align,
+        betas=lambda start: (*BETAS, 0.001) if start == "qwen2-1.5b" else BETAS,
+        other_betas=OTHER_BETAS,
+        probability_betas=PROBABILITY_BETAS,
+        best_beta=BEST_BETA,
+        objectives=("dpo", "probability", "likelihood"),
+        references=references,
+        seeds=1,
+        measures=_full_measures(args),
+        headline="alpaca_eval/length_controlled_win_rate" if args.alpaca_eval else "held_out/ranking/accuracy",
+        notes=NOTES if args.alpaca_eval else (*NOTES, "AlpacaEval is not measured: alpaca_eval= was not given."),
+        published=tuple(_published()),
+        prepare=None,
+    )
+
+
+def _full_measures(args: ConfigDict) -> tuple[Measure, ...]:
+    data = {
+        "train": [args.data], "eval": [args.data], "train_split": "train_prefs", "eval_split": "test_prefs",
+        "max_length": 2048, "truncation": "drop", "on_bad": "drop",
+    }  # fmt: skip
+    found = (
+        measures.held_out({"data": data, "method": {"name": "dpo"}}),
+        measures.token_shift({**data, "train_split": "test_prefs"}, against="start", min_count=100),
+    )
+    if not args.alpaca_eval:
+        return found
+    judge = JudgeSettings(model=args.judge_model, base_url=args.judge) if args.judge else None
+    return (*found, measures.alpaca_eval(args.alpaca_eval, judge, weights=args.weights or None))
+
+
+def _tiny(args: ConfigDict) -> Scale:
+    world = args.world
+    sft = tiny.sft(world)
+    betas = (2.0, 0.5, 0.1, 0.02, 0.005)
+
+    def align(start: str, objective: str, reference: str, beta: float, seed: int) -> Stage:
+        sources: dict[str, Any] = {"self": "policy", "none": "none", "prior": "prior"}
+        sources |= {"better": tiny.better(world), "foreign": tiny.foreign(world)}
+        source = align(start, "dpo", "self", 0.1, 0) if reference == "dpo" else sources[reference]
+        return tiny.align(world, sft, "dpo", seed=seed, options={"beta": beta}, reference=source)
+
+    return Scale(
+        starts=("sft",),
+        model=lambda start: sft,
+        align=align,
+        betas=lambda start: betas,
+        other_betas=(10.0, *betas),
+        probability_betas=(0.05, 0.5, 5.0),
+        best_beta=0.1,
+        objectives=("dpo", "probability", "likelihood"),
+        references=lambda start: ("better", "foreign", "dpo"),
+        seeds=2,
+        measures=(measures.held_out(), *tiny.measures(world)),
+        headline="answers/exact",
+        notes=TINY_NOTES,
+        published=(),
+        prepare=lambda: tiny.prepare(world),
+    )
+
+
+def _chosen(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = [name for name in text.split("+") if name] or list(known)
+    if wrong := [name for name in names if name not in known]:
+        raise ConfigError(
+            [f"starts: got {n!r}, expected some of {'+'.join(known)}.{did_you_mean(n, known)}" for n in wrong]
+        )
+    return tuple(dict.fromkeys(names))
+
+
+WIN_RATE = "AlpacaEval 2 length-controlled win rate, %"
+TABLE_1 = {
+    "mistral-7b": (14.03, 13.29, 16.06, 16.25, 12.36),
+    "tulu-2-7b": (9.38, 9.96, 10.46, 7.86, None),
+}
+"""Of `BETAS`, DPO against itself."""
+SFT_ALONE = {"mistral-7b": 7.57, "tulu-2-7b": 8.50}
+TABLE_2 = {
+    "mistral-7b": ((0.718, 0.495), (0.744, 0.513), (0.746, 0.544), (0.751, 0.605), (0.766, 0.704)),
+    "tulu-2-7b": ((0.773, 0.462), (0.778, 0.483), (0.766, 0.536), (0.758, 0.605), (0.750, 0.680)),
+}
+"""Of `BETAS`: how often the reward, and the policy itself, ranks a pair right."""
+TABLE_4 = {
+    ("mistral-7b", "mistral-v0.2"): (18.74, 20.25, 19.58, 17.18, 15.34),
+    ("mistral-7b", "llama-3-70b"): (13.29, 9.59, 10.99, 15.37, 11.70),
+    ("tulu-2-7b", "mistral-v0.2"): (7.61, 7.85, None, None, None),
+    ("tulu-2-7b", "llama-3-70b"): (9.79, 11.17, 10.31, 9.16, 3.29),
+}
+"""Of `OTHER_BETAS`; None = degenerate."""
+TABLE_6 = (4.75, 5.00, 5.89, 4.91, 5.52, None)
+TABLE_7 = (15.20, 16.75, 14.99, 15.07, 14.80)
+
+
+def _published() -> Iterator[Published]:
+    """The paper's numbers."""
+
+    def row(start: str, objective: str, reference: str, beta: float) -> dict[str, Any]:
+        return {"start": start, "method": "dpo", "objective": objective, "reference": reference, "beta": beta}
+
+    def number(labels: dict[str, Any], value: float | None, table: int, metric: str = WIN_RATE) -> Published:
+        return Published(labels=labels, metric=metric, value=value, source=SOURCE.format(table))
+
+    for start, values in TABLE_1.items():
+        yield number({"start": start, "method": "none"}, SFT_ALONE[start], 1)
+        for beta, value in zip(BETAS, values, strict=True):
+            yield number(row(start, "dpo", "self", beta), value, 1)
+    for start, pairs in TABLE_2.items():
+        for beta, (reward, policy) in zip(BETAS, pairs, strict=True):
+            yield number(row(start, "dpo", "self", beta), reward, 2, "ranking accuracy of the reward")
+            yield number(row(start, "dpo", "self", beta), policy, 2, "ranking accuracy of the policy")
+    yield number(row("mistral-7b", "probability", "none", 100.0), 12.84, 3)
+    yield number(row("mistral-7b", "likelihood", "prior", 0.01), 13.63, 3)
+    for (start, reference), values in TABLE_4.items():
+        for beta, value in zip(OTHER_BETAS, values, strict=True):
+            yield number(row(start, "dpo", reference, beta), value, 4)
+    yield number({"start": "mistral-v0.2", "method": "none"}, 20.55, 4)
+    yield number({"start": "qwen2-1.5b", "method": "none"}, 4.82, 6)
+    for beta, value in zip((*BETAS, 0.001), TABLE_6, strict=True):
+        yield number(row("qwen2-1.5b", "dpo", "self", beta), value, 6)
+    for beta, value in zip(OTHER_BETAS, TABLE_7, strict=True):
+        yield number(row("mistral-7b", "dpo", "dpo", beta), value, 7)
