@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -13,6 +14,7 @@ import pytest
 
 from jaxalign import build
 from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.errors import DataError
 from jaxalign.models.huggingface import load_policy
 from jaxalign.training.mesh import make_mesh
 from tests.build.conftest import write_lines, written_pairs
@@ -103,3 +105,73 @@ def test_what_is_told_of_the_answers(world, sampled):
     assert found.metrics["ended"].value == np.mean([each.stopped for each in kept["drawn"]])
     assert sum(found.details["lengths"]["counts"]) == COUNT
     assert json.loads(json.dumps(found.as_dict()))["protocol"]["temperature"] == 1.0
+
+
+@pytest.fixture
+def canned(monkeypatch, sampled):
+    """The answers that were sampled above, given again at once."""
+    _, kept, _ = sampled
+
+    def again(policy, variables, prompts, **options):
+        assert prompts == kept["prompts"]
+        return kept["drawn"]
+
+    monkeypatch.setattr(module, "sample", again)
+
+
+def test_a_model_does_not_diverge_from_its_copy(world, prompts, canned):
+    found = build.generations(
+        str(world.model), prompts, reference=str(world.model), count=COUNT, sampling=SAMPLING, dtype="float32"
+    )
+    for name in ("kl/sequence", "kl/sequence_k1", "kl/sequence_k3"):
+        assert found.metrics[name].values == [0.0] * COUNT
+    assert (found.metrics["kl/token"].value, found.metrics["kl/token"].stderr) == (0.0, 0.0)
+    assert found.notes == []
+
+
+def test_batches_do_not_matter(world, prompts, sampled, canned):
+    first, _, _ = sampled
+    found = build.generations(
+        str(world.model), prompts, reference=str(world.twin), count=COUNT, sampling=SAMPLING, dtype="float32",
+        batch_size=1,
+    )  # fmt: skip
+    assert found.metrics.keys() == first.metrics.keys()
+    for name, metric in first.metrics.items():
+        assert found.metrics[name].value == pytest.approx(metric.value, rel=1e-4), name
+
+
+def test_where_no_divergence_is_told(world, prompts, canned):
+    def notes(reference, **changes):
+        found = build.generations(
+            str(world.model), prompts, reference=reference, count=COUNT, dtype="float32",
+            sampling=build.Sampling(max_new_tokens=12, **changes),
+        )  # fmt: skip
+        assert not any(name.startswith("kl/") for name in found.metrics)
+        return " ".join(found.notes)
+
+    assert "there is no reference" in notes(None)
+    assert "(temperature 0.7, top_p 1, top_k 0)" in notes(str(world.twin), temperature=0.7)
+    assert "(temperature 1, top_p 0.9, top_k 0)" in notes(str(world.twin), top_p=0.9)
+    assert "has another vocabulary" in notes(str(world.foreign))
+
+
+def test_degeneration_is_told(world, prompts, sampled, monkeypatch):
+    _, kept, _ = sampled
+    never = [dataclasses.replace(each, tokens=[9] * 12, stopped=False) for each in kept["drawn"]]
+    monkeypatch.setattr(module, "sample", lambda *arguments, **options: never)
+    options = {"count": COUNT, "sampling": SAMPLING, "dtype": "float32"}
+    assert build.generations(str(world.model), prompts, **options).degenerate == (
+        f"of {COUNT} answers 100 % without an end within 12 tokens"
+    )
+    assert build.generations(str(world.model), prompts, most_unended=1.0, **options).degenerate is None
+
+
+def test_prompts_that_are_none(world, tmp_path):
+    rows = write_lines(tmp_path / "p.jsonl", [{"prompt": "fine"}, {"question": "?"}, {"prompt": ""}])
+    with pytest.raises(DataError, match=r"(?s)p.jsonl row 2: expected a text, or an object with a 'prompt'.*row 3"):
+        build.generations(str(world.model), str(rows))
+    rows.write_text('"one"\n{"prompt": [{"role": "user", "content": "two"}]}\nthree\n')
+    with pytest.raises(DataError, match="row 3: "):
+        build.generations(str(world.model), str(rows))
+    with pytest.raises(DataError, match="the tokenizer has no chat template"):
+        build.generations(str(world.model), str(rows), count=2)
