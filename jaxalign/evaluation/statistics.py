@@ -11,6 +11,8 @@ import numpy as np
 
 Z95 = 1.959963984540054
 """The standard normal's 97.5 % quantile."""
+MOST_DRAWN = 2000
+"""Items beyond which the hierarchical bootstrap gives way to its normal limit."""
 
 
 class Interval(NamedTuple):
@@ -86,7 +88,8 @@ def seeds_and_items(
     Owen, 2007): drawing items anew for each seed would count them as seeds x items different ones. The spread of a few
     seeds is too small twice over, and both are mended: deviations of seeds are stretched by ``sqrt(S / (S - 1))`` (Rao
     and Wu, 1988), and quantiles by Student's t over the normal, with Satterthwaite's degrees of freedom of the two
-    components. With one seed the interval covers the choice of items alone.
+    components. With one seed the interval covers the choice of items alone. Means of very many items are normal; then
+    nothing is drawn, and the interval is Student's.
 
     Args:
       values: ``[S, N]``, a row for each seed; of two models' differences it tells the paired difference.
@@ -110,13 +113,15 @@ def seeds_and_items(
     if (array == array[0, 0]).all():
         return Paired(mean, mean, mean, _sign_p(mean, max(seeds, items)))
     stretch = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
+    by_seed = float(array.mean(1).var(ddof=1)) / seeds if seeds > 1 else 0.0
+    by_item = float(array.mean(0).var(ddof=1)) / items if items > 1 else 0.0
+    freedom = _satterthwaite(((by_seed, seeds - 1), (by_item, items - 1)))
+    if items > MOST_DRAWN:
+        return _student(mean, math.sqrt(by_seed + by_item), freedom, seeds * items)
     # A stretched weight of a row is 1/S plus the stretched deviation of its draw from 1/S.
     rows = 1 / seeds + stretch * (_draws(seeds, seed, resamples) - 1 / seeds)
     columns = _draws(items, seed + 1, resamples)
     deviations = np.sort(np.einsum("rs,sr->r", rows, array @ columns.T) - mean)
-    by_seed = array.mean(1).var(ddof=1) / seeds if seeds > 1 else 0.0
-    by_item = array.mean(0).var(ddof=1) / items if items > 1 else 0.0
-    freedom = _satterthwaite(((by_seed, seeds - 1), (by_item, items - 1)))
     low, high = _ends(deviations, freedom, 0.05)
     return Paired(mean, mean + low, mean + high, _p_value(mean, deviations, freedom))
 
@@ -142,15 +147,8 @@ def seeds_alone(means: Sequence[float], stderrs: Sequence[float | None] = ()) ->
     by_item = sum(known) / len(known) if known else 0.0
     if seeds == 1 and not known:
         return None
-    mean, error = float(array.mean()), math.sqrt(by_seed + by_item)
     freedom = _satterthwaite(((by_seed, seeds - 1), (by_item, math.inf)))
-    half = _quantile(freedom, 0.05) * error
-    if error == 0:
-        return Paired(mean, mean, mean, _sign_p(mean, seeds))
-    from scipy.special import stdtr
-
-    p = 2 * float(stdtr(min(freedom, 1e9), -abs(mean) / error))
-    return Paired(mean, mean - half, mean + half, p)
+    return _student(float(array.mean()), math.sqrt(by_seed + by_item), freedom, seeds)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -167,6 +165,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (count - rank) * p_values[place]))
         adjusted[place] = highest
     return adjusted
+
+
+def _student(mean: float, error: float, freedom: float, count: int) -> Paired:
+    """A mean of `count` values with its standard error."""
+    if error == 0:
+        return Paired(mean, mean, mean, _sign_p(mean, count))
+    from scipy.special import stdtr
+
+    half = _quantile(freedom, 0.05) * error
+    return Paired(mean, mean - half, mean + half, 2 * float(stdtr(min(freedom, 1e9), -abs(mean) / error)))
 
 
 def _satterthwaite(components: Sequence[tuple[float, float]]) -> float:
@@ -186,8 +194,14 @@ def _quantile(freedom: float, level: float) -> float:
 def _ends(deviations: np.ndarray, freedom: float, level: float) -> tuple[float, float]:
     """The interval's ends as deviations from the mean: quantiles of the resamples, widened by t over normal."""
     widen = _quantile(freedom, level) / _quantile(math.inf, level)
-    low, high = np.quantile(deviations, [level / 2, 1 - level / 2])
-    return float(min(low, 0.0) * widen), float(max(high, 0.0) * widen)
+    return min(_at(deviations, level / 2), 0.0) * widen, max(_at(deviations, 1 - level / 2), 0.0) * widen
+
+
+def _at(ascending: np.ndarray, share: float) -> float:
+    """`np.quantile` of sorted values, without its cost: a p-value asks for sixty of them."""
+    place = share * (ascending.size - 1)
+    before = min(int(place), ascending.size - 2)
+    return float(ascending[before] + (place - before) * (ascending[before + 1] - ascending[before]))
 
 
 def _sign_p(mean: float, count: int) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxalign.evaluation.statistics import Paired, holm, seeds_alone, seeds_and_items, wilson
-from jaxalign.studies.results import SEED, Group, Results, degenerate, is_score, metric_of
+from jaxalign.studies.results import SEED, Group, Results, canonical, degenerate, is_score, metric_of
 from jaxalign.studies.study import Label
 
 LEVEL = 0.05
@@ -76,6 +76,13 @@ class Difference:
 
 def estimate(results: Results, group: Group, name: str) -> Estimate:
     """The group's mean of a metric, ``"MEASURE/METRIC"``, with its interval."""
+    key = (canonical(group.labels), group.protocol, name)
+    if key not in results.memory:
+        results.memory[key] = _estimate(results, group, name)
+    return results.memory[key]
+
+
+def _estimate(results: Results, group: Group, name: str) -> Estimate:
     rows = [row for row in group.rows if metric_of(row, name)]
     metrics = [metric_of(row, name) or {} for row in rows]
     unit = metrics[0].get("unit", "share") if metrics else results.metrics.get(name, {}).get("unit", "share")
@@ -195,7 +202,13 @@ def _by_seed(group: Group, name: str) -> dict[Label | None, Mapping]:
     return found
 
 
-def _pairs(results: Results, name: str, compare: str) -> Iterator[tuple[_Pairing, tuple[Label, Label], Difference]]:
+def _pairs(results: Results, name: str, label: str) -> list[tuple[_Pairing, tuple[Label, Label], Difference]]:
+    if ("pairs", name, label) not in results.memory:
+        results.memory["pairs", name, label] = list(_each_pair(results, name, label))
+    return results.memory["pairs", name, label]
+
+
+def _each_pair(results: Results, name: str, compare: str) -> Iterator[tuple[_Pairing, tuple[Label, Label], Difference]]:
     measure = name.partition("/")[0]
     # What is compared with a baseline is told as a gain over it.
     values = sorted(

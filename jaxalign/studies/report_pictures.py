@@ -153,7 +153,7 @@ def _frontier(results: Results, name: str) -> str:
         lines, levels = [], []
         for value in [*results.values(results.compare), None]:
             own = [g for g in members if g.labels.get(results.compare) == value]
-            order = sorted(own, key=lambda g: [float(g.labels.get(n, 0)) for n in numeric])  # type: ignore[arg-type]
+            order = sorted(own, key=lambda g: [float(g.labels.get(n, 0)) for n in numeric])
             pairs = [(g, estimate(results, g, name), estimate(results, g, results.headline)) for g in order]
             pairs = [(g, x, y) for g, x, y in pairs if x.value is not None and y.value is not None]
             if pairs:
@@ -293,7 +293,7 @@ def _histogram(results: Results, measure: str, name: str) -> str:
     for labels, members in drawn[:MOST_PANELS]:
         lines = []
         for group, steps in members:
-            style = styles.get(group.labels.get(numeric[0]), "kn") if numeric else "k0"
+            style = styles.get(group.labels.get(numeric[0], ""), "kn") if numeric else "k0"
             # A logarithmic axis has no 0: empty bins lie on the floor.
             points = [(x, y or 0.6 * least) for x, y in steps] if shift else steps
             lines.append(Curve("", points, style, marks=False))

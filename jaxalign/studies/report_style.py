@@ -122,8 +122,10 @@ pre { font-size: .8rem; max-height: 420px; overflow: auto; } code { overflow-wra
     --far: #d9a300; --warn: #6b4600; --warn-paper: #fff; --warn-rule: #999; }
   @page { margin: 15mm 13mm; }
   body { font-size: 10.5pt; background: #fff; } main { max-width: none; padding: 0; }
-  :root { font-size: 10pt; } nav, .screen, details.folded, details:not([open]) { display: none; }
-  h2 { margin-top: 22px; padding-top: 10px; } h2, h3, summary, caption, .panel-title, .legend, thead { break-after: avoid; }
+  :root { font-size: 10pt; }
+  nav, .screen, details.folded, details:not([open]) { display: none; }
+  h2 { margin-top: 22px; padding-top: 10px; }
+  h2, h3, summary, caption, .panel-title, .legend, thead { break-after: avoid; }
   tbody tr:nth-child(-n+3) { break-before: avoid; }
   .panel, tr, .prompt, .said > div, .answer, .warn, .legend { break-inside: avoid; }
   .panels { grid-template-columns: repeat(3, 1fr); gap: 12px; } .panels.one { grid-template-columns: 60%; }

@@ -228,8 +228,8 @@ def _metric_cell(results: Results, group: Group, name: str, several: bool) -> st
     if found.low is not None and found.high is not None:
         half = f" <small>[{number(found.low, found.unit)}, {number(found.high, found.unit)}]</small>"
     measure = name.partition("/")[0]
-    ways = {results.protocol(row, measure) for row in group.rows} - {None}
-    way = "".join(f" <small>{letter(index)}</small>" for index in sorted(ways) if index is not None) if several else ""
+    ways = {way for row in group.rows if (way := results.protocol(row, measure)) is not None}
+    way = "".join(f" <small>{letter(index)}</small>" for index in sorted(ways)) if several else ""
     return f'<td class="value">{number(found.value, found.unit)}{half}{way}</td>'
 
 

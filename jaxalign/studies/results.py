@@ -131,7 +131,7 @@ class Results:
     def values(self, label: str) -> list[Label]:
         """The values that a label takes: numbers ascending, texts in the order of the rows."""
         found = list(dict.fromkeys(row["labels"][label] for row in self.rows if label in row["labels"]))
-        return sorted(found) if all(is_number(value) for value in found) else found  # type: ignore[type-var]
+        return sorted(found) if all(is_number(value) for value in found) else found
 
     def numeric(self) -> list[str]:
         """The labels, but the compared one, that take two numbers or more."""
@@ -196,6 +196,11 @@ class Results:
         if value is None or value in self.baselines:
             return "kn"
         return f"k{[v for v in self.values(self.compare) if v not in self.baselines].index(value) % 8}"
+
+    @cached_property
+    def memory(self) -> dict[Any, Any]:
+        """What was computed of the rows, by what it is: a page asks for the same means in many places."""
+        return {}
 
     @property
     def higher_is_better(self) -> bool | None:

@@ -33,7 +33,9 @@ def read(path: str | Path) -> list[Row]:
     path = Path(path)
     file = path / "rows.jsonl" if path.is_dir() else path
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: samples may hold letters such as U+2028, which it takes for the end of a line.
+        text = file.read_text(encoding="utf-8")
+        lines = text.removesuffix("\n").split("\n") if text else []
     except OSError as error:
         raise DataError(
             f"{path}: no rows can be read ({error.strerror}); expected the folder of a study that has made a row."
