@@ -70,7 +70,7 @@ def longest_loop(tokens: Sequence[Hashable], longest_period: int = 64) -> int:
 
 
 def text_metrics(answers: Sequence[Answer]) -> dict[str, Metric]:
-    """Length and repetition of answers.
+    """Length and repetition of answers: descriptions, none of which is a score.
 
     ================  =================================================================================================
     ``length``        tokens of an answer, without the end token
@@ -90,10 +90,10 @@ def text_metrics(answers: Sequence[Answer]) -> dict[str, Metric]:
     return {
         "length": _mean([len(answer.tokens) for answer in answers], unit="tokens"),
         "words": _mean([len(each) for each in words], unit="words"),
-        "ended": _mean([answer.ended for answer in answers], higher_is_better=True),
-        "empty": _mean([answer.empty for answer in answers], higher_is_better=False),
-        "repetition": _mean([repetition(answer.tokens) for answer in answers], higher_is_better=False),
-        "loop": _mean(loops, higher_is_better=False),
+        "ended": _mean([answer.ended for answer in answers]),
+        "empty": _mean([answer.empty for answer in answers]),
+        "repetition": _mean([repetition(answer.tokens) for answer in answers]),
+        "loop": _mean(loops),
         "distinct_1": Metric(value=distinct(words, 1), n=len(answers)),
         "distinct_2": Metric(value=distinct(words, 2), n=len(answers)),
     }
@@ -103,8 +103,6 @@ def _ngrams(tokens: Sequence[Hashable], n: int) -> set[tuple[Hashable, ...]]:
     return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
 
 
-def _mean(values: Sequence[float], *, unit: str = "share", higher_is_better: bool | None = None) -> Metric:
+def _mean(values: Sequence[float], unit: str = "share") -> Metric:
     values = [float(value) for value in values]
-    return Metric(
-        value=sum(values) / len(values), n=len(values), values=values, unit=unit, higher_is_better=higher_is_better
-    )
+    return Metric(value=sum(values) / len(values), n=len(values), values=values, unit=unit)

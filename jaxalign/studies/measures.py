@@ -28,6 +28,7 @@ Data = str | Path | Sequence[str | Path]
 def generations(
     prompts: Data,
     *,
+    split: str = "train",
     count: int | None = 256,
     max_new_tokens: int = 512,
     temperature: float = 1.0,
@@ -45,6 +46,7 @@ def generations(
 
     Args:
       prompts: data with a ``prompt`` (a text, or a conversation) in each row.
+      split: of a data set's name.
       count: prompts, the first ones; None = all.
       max_new_tokens: most tokens of an answer.
       temperature: 0 = the most probable token each time. A divergence can be estimated at 1 only.
@@ -61,6 +63,7 @@ def generations(
       name: of the measure, where a study has several of these.
     """
     settings = {
+        "split": split,
         "count": count,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -76,6 +79,7 @@ def generations(
             subject.model,
             _texts(prompts),
             reference=_other(subject, against),
+            split=split,
             count=count,
             sampling=build.Sampling(
                 max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=subject.seed
@@ -108,8 +112,8 @@ def token_shift(
     """How far tokens moved on given completions, by vocabulary id, and how likely the end token is at their ends.
 
     Args:
-      data: preference pairs, or the section ``data`` of a configuration, ``{"eval": [...], "max_length": 2048}``.
-        None = each model's own held-out data, which a model that the study did not train lacks.
+      data: preference pairs, or the section ``data`` of a configuration, ``{"eval": [...], "max_length": 2048}``, of
+        which the held-out part is read. None = each model's own, which a model that the study did not train lacks.
       against: as in `generations`. It must have the model's tokenizer.
       count: examples, the first ones; None = all.
       min_count: places where a token must stand to be ranked.
@@ -120,8 +124,9 @@ def token_shift(
       name: of the measure, where a study has several of these.
     """
     section = data if data is None or isinstance(data, Mapping) else {"train": _texts(data)}
-    if section is not None and "train" not in section:  # a configuration names training data
-        section = {**section, "train": section.get("eval", [])}
+    if section is not None and section.get("eval"):  # only these are scored, so only these are read
+        kept = {key: value for key, value in section.items() if key not in ("eval", "eval_split", "eval_size")}
+        section = {**kept, "train": section["eval"], "train_split": section.get("eval_split", "test")}
     settings = {
         "count": count,
         "min_count": min_count,
@@ -149,8 +154,7 @@ def token_shift(
         return dataclasses.replace(found, protocol={**found.protocol, "against": against}, notes=[*found.notes, *notes])
 
     own = {} if section is None else {f"data.{key}": value for key, value in section.items()}
-    files = {key: own.pop(key) for key in ("data.train", "data.eval") if key in own}
-    files["chat_template"] = chat_template
+    files = {"data.train": own.pop("data.train", None), "chat_template": chat_template}
     return Measure(name=name, run=run, settings=_settings({**settings, **own}, against, files))
 
 

@@ -88,6 +88,9 @@ def test_token_shift_equals_the_plain_path(run, world, tmp_path):
     other = given.run(subject)
     assert other.metrics["shift/chosen"].n == 4
     assert other.notes == ["no token stands in 1000 places, so none is ranked"]
+    section = {"train": ["unread.jsonl"], "eval": [str(world.pairs)], "max_length": 200}
+    again = measures.token_shift(section, count=4, dtype="float32", min_count=1000).run(subject)
+    assert again.metrics == other.metrics
     start = given.run(Subject(model=str(world.model), out=tmp_path))
     assert start.metrics["shift/chosen"].values == [0.0] * 4
     assert other.metrics["end/reference_logp/chosen"] == start.metrics["end/logp/chosen"]
