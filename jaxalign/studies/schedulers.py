@@ -195,8 +195,8 @@ def _replicated(name: str, count: int, command: list[str], hosts: int, after: st
 
 
 def _count(shared: int, rows: int) -> str:
-    first = f"{shared} tasks for the stages that rows share, then " if shared else ""
-    return f"{first}{rows} tasks, one for each row"
+    first = f"{shared} task{'s' * (shared > 1)} for what rows share, then " if shared else ""
+    return f"{first}{rows} task{'s' * (rows > 1)}, one for each row"
 
 
 def _name(plan: Plan) -> str:

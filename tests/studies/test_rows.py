@@ -1,0 +1,131 @@
+"""Rows as files, and what they tell of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from jaxalign.errors import DataError
+from jaxalign.studies import rows
+from jaxalign.studies.folders import Folders, locked, note_event, write_json, write_text
+from jaxalign.studies.stages import curves
+from tests.conftest import REPOSITORY
+
+
+def row(name, key="k", **more):
+    return {"row": name, "key": key, "labels": {"n": name}, "status": "done", **more}
+
+
+def test_rows_come_in_the_plans_order_and_only_of_their_keys(tmp_path):
+    folders = Folders.of(tmp_path)
+    for each in (row("b"), row("a", value=math.nan), row("c", key="old"), row("d", status="failed")):
+        rows.write_row(folders, each)
+    folders.row("e").write_text('{"row": "e", "key": "k", "status": "do')  # never by us: writes are whole or absent
+    found = rows.collect(folders, [(name, "k") for name in "dcbae"])
+    assert [each["row"] for each in found] == ["d", "b", "a"]
+    assert rows.read(tmp_path) == rows.read(tmp_path / "rows.jsonl") == found
+    assert found[2]["value"] is None
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_paths_into_the_study_are_relative(tmp_path):
+    folders = Folders.of(tmp_path)
+    outside = "/somewhere/else"
+    rows.write_row(
+        folders, row("a", model=str(folders.stage("sft", "1") / "export"), config={"x": [outside, str(tmp_path)]})
+    )
+    found = rows.read_row(folders.row("a"))
+    assert found is not None
+    assert found["model"] == "stages/sft-1/export"
+    assert found["config"]["x"] == [outside, "."]
+
+
+def test_files_that_are_no_rows(tmp_path):
+    with pytest.raises(DataError, match="no rows can be read"):
+        rows.read(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"row": "a"}\n{"row"\n')
+    with pytest.raises(DataError) as caught:
+        rows.read(tmp_path)
+    assert [problem.split(": ", 1)[1][:12] for problem in caught.value.problems] == ["no row of a ", "not JSON: Ex"]
+
+
+def test_two_makings_of_a_row_compare_without_times():
+    one = row("a", started="1", seconds=3, results={"m": {"seconds": 1, "metrics": {"x": {"value": 2}}}})
+    two = row("a", started="2", seconds=4, results={"m": {"seconds": 5, "metrics": {"x": {"value": 2}}}})
+    one["error"], two["error"] = {"message": "m", "stderr": ["x"]}, {"message": "m", "stderr": ["y"]}
+    assert rows.comparable(one) == rows.comparable(two)
+    two["results"]["m"]["metrics"]["x"]["value"] = 3
+    assert rows.comparable(one) != rows.comparable(two)
+
+
+def test_numpy_numbers_and_nan_become_json(tmp_path):
+    write_json(tmp_path / "x.json", {"a": np.float32(0.5), "b": np.arange(2), "c": math.inf, "d": (1, np.bool_(True))})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 0.5, "b": [0, 1], "c": None, "d": [1, True]}
+
+
+def test_a_file_is_whole_at_every_moment(tmp_path):
+    file, texts = tmp_path / "x", ["a" * 200_000, "b" * 100_000]
+    write_text(file, texts[0])
+    stop = threading.Event()
+
+    def write():
+        for i in range(40):
+            write_text(file, texts[i % 2])
+        stop.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    while not stop.is_set():
+        seen.add(file.read_text())
+    writer.join()
+    assert seen <= set(texts)
+
+
+@pytest.mark.multiprocess
+def test_a_lock_is_held_by_one_and_given_back_by_a_dead_process(tmp_path):
+    path, told = tmp_path / "locks" / "x", []
+    program = (
+        "import os, pathlib, sys, time\nfrom jaxalign.studies.folders import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(0.5)\n    os._exit(9)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    with locked(path, lambda: told.append("waiting")):
+        assert told == ["waiting"]
+    assert child.wait(30) == 9
+    child.stdout.close()
+
+
+def test_events_are_lines(tmp_path):
+    folders = Folders.of(tmp_path / "new")
+    note_event(folders, "stage started", stage="sft")
+    note_event(folders, "stage done", stage="sft")
+    assert [json.loads(line)["event"] for line in folders.events.read_text().splitlines()] == [
+        "stage started",
+        "stage done",
+    ]
+
+
+def test_curves_are_thinned_and_keep_their_ends():
+    record = []
+    for step in range(1, 201):
+        record.append({"step": step, "loss": 1 / step, "perf/mfu": 1.0, "epoch": 0.1, "num_tokens": 3})
+        if step % 100 == 0:
+            record.append({"step": step, "eval_loss": 0.123456789, "eval_kl/token": None})
+    found = curves(record)
+    assert list(found) == ["train/step", "train/loss", "eval/step", "eval/loss", "eval/kl/token"]
+    assert len(found["train/step"]) == len(found["train/loss"]) == 60
+    assert (found["train/step"][0], found["train/step"][-1]) == (1, 200)
+    assert found["eval/loss"] == [0.123457, 0.123457]
+    assert found["eval/kl/token"] == [None, None]
+    assert curves([]) == {}
