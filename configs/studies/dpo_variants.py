@@ -17,6 +17,7 @@ Arguments, separated by commas; lists are joined by +:
   mt_bench=DIR      FastChat's MT-Bench files; without them MT-Bench is not measured
   judge=URL         an OpenAI-compatible endpoint that judges MT-Bench; without one only its answers are written
   judge_model=NAME  its model; default gpt-4
+  tensor=1, microbatches=1   full: mesh.tensor and train.microbatches of every run; they change no result
   world=DIR         tiny: where the generated world is
 
 What to expect. Full scale: 273 rows of 7 billion parameters; look at --dry-run before starting any of them, and make
@@ -32,6 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from devices import laid_out
 from ml_collections import ConfigDict
 from published import ARCHITECTURES, DATASETS
 
@@ -104,7 +106,8 @@ class Scale(NamedTuple):
 def get_study(arg: str | None = None) -> Study:
     args = parse_arg(
         arg, scale=("full", "tiny"), seeds=0, sizes="", methods="", benchmarks="", mt_bench="", judge="",
-        judge_model="gpt-4", world="workdir/studies/world",
+        judge_model="gpt-4", tensor=1, microbatches=1,
+        world="workdir/studies/world",
     )  # fmt: skip
     scale = _full(args) if args.scale == "full" else _tiny(args)
     methods, sizes = _chosen_methods(args.methods, scale.betas), _chosen_sizes(args.sizes, scale)
@@ -164,7 +167,7 @@ def recipe(start: str, method: str, beta: float, size: int | None, seed: int) ->
 def _full(args: ConfigDict) -> Scale:
     return Scale(
         start=STARTS.__getitem__,
-        align=recipe,
+        align=lambda *cell: laid_out(recipe(*cell), args.tensor, args.microbatches),
         betas=BETAS,
         sizes=SIZES,
         all_pairs=ALL,

@@ -19,6 +19,7 @@ Arguments, separated by commas; lists are joined by +:
   judge=URL             an OpenAI-compatible endpoint that judges it; without one only its outputs are written
   judge_model=NAME      its model; default gpt-4-1106-preview, the paper's
   weights=FILE          alpaca_eval's df_gamed.csv, for length-controlled win rates
+  tensor=1, microbatches=1   full: mesh.tensor and train.microbatches of every run; they change no result
   world=DIR             tiny: where the generated world is
 
 What to expect. The paper: smaller beta is better until text degenerates, with the optimum at 0.01 to 0.02; DPO beats
@@ -34,6 +35,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from devices import laid_out
 from ml_collections import ConfigDict
 from published import ARCHITECTURES, DATASETS
 
@@ -119,10 +121,15 @@ class Scale(NamedTuple):
 def get_study(arg: str | None = None) -> Study:
     args = parse_arg(
         arg, scale=("full", "tiny"), part=PARTS, seeds=0, starts="", data=PAIRS, alpaca_eval="", judge="",
-        judge_model="gpt-4-1106-preview", weights="", world="workdir/studies/world",
+        judge_model="gpt-4-1106-preview", weights="", tensor=1, microbatches=1,
+        world="workdir/studies/world",
     )  # fmt: skip
     scale = _full(args) if args.scale == "full" else _tiny(args)
     starts = _chosen(args.starts, scale.starts)
+    if args.part == "objectives":
+        starts = starts[:1]
+    elif args.part == "references":
+        starts = tuple(start for start in starts if scale.references(start))
     trials = [Trial(labels={"start": start, "method": "none"}, model=scale.model(start)) for start in starts]
     if args.scale == "full" and args.part in ("all", "references"):
         trials.append(Trial(labels={"start": "mistral-v0.2", "method": "none"}, model=REFERENCES["mistral-v0.2"]))
@@ -243,15 +250,18 @@ def _tuned(path: str) -> Stage:
 
 
 def _full(args: ConfigDict) -> Scale:
+    def placed(stage: Stage) -> Stage:
+        return laid_out(stage, args.tensor, args.microbatches)
+
     def align(start: str, objective: str, reference: str, beta: float, seed: int) -> Stage:
-        return recipe(args.data, start, objective, reference, beta, seed)
+        return placed(recipe(args.data, start, objective, reference, beta, seed))
 
     def references(start: str) -> tuple[str, ...]:
         return {"mistral-7b": (*REFERENCES, "dpo"), "tulu-2-7b": tuple(REFERENCES)}.get(start, ())
 
     return Scale(
         starts=tuple(STARTS),
-        model=lambda start: _tuned(STARTS[start][0]) if start == "qwen2-1.5b" else STARTS[start][0],
+        model=lambda start: placed(_tuned(STARTS[start][0])) if start == "qwen2-1.5b" else STARTS[start][0],
         align=align,
         betas=lambda start: (*BETAS, 0.001) if start == "qwen2-1.5b" else BETAS,
         other_betas=OTHER_BETAS,
@@ -305,7 +315,7 @@ def _tiny(args: ConfigDict) -> Scale:
         objectives=("dpo", "probability", "likelihood"),
         references=lambda start: ("better", "foreign", "dpo"),
         seeds=2,
-        measures=(measures.held_out(), *tiny.measures(world)),
+        measures=tiny.measures(world),
         headline="answers/exact",
         notes=TINY_NOTES,
         published=(),

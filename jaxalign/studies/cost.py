@@ -26,6 +26,8 @@ from jaxalign.studies.workload import FILL, Workload, architecture_of, cached_fi
 
 WEIGHT_BYTES = 2
 """Of a weight in a repository, where its files are not here: nearly all are bfloat16 or float16."""
+SMALL = 6.0
+"""Seconds below which a stage is not worth estimates for large machines."""
 WORTH = 1.5
 """A change of the mesh is mentioned if it makes a stage so many times as fast."""
 
@@ -151,6 +153,9 @@ def cost_lines(
     costs = [(stage, stage_cost(stage, by_key, study)) for stage in left]
     known = [cost for _, cost in costs if cost is not None]
     placed = {id(cost): [on_target(cost, target, mfu=mfu) for target in targets] for cost in known}
+    small = bool(known) and all(place.hours * 3600 < SMALL for each in placed.values() for place in each)
+    if small:
+        targets, placed = (), dict.fromkeys(placed, ())
     lines = [
         f"Estimated cost of {len(left)} stages ({len(by_key) - len(left)} done already), at {mfu:.0%} of the devices' "
         "bfloat16 peak in rows without padding:"
@@ -161,9 +166,13 @@ def cost_lines(
     lines += _padding(known, placed, targets, mfu)
     hours = [sum(each[i].hours for each in placed.values()) for i in range(len(targets))]
     if known:
-        shown = ", ".join(f"{_hours(h)} on {target.name}" for h, target in zip(hours, targets, strict=True))
+        shown = [f"{_hours(h)} on {target.name}" for h, target in zip(hours, targets, strict=True)]
         total = sum(cost.flops + cost.evaluation for cost in known)
-        lines.append(f"All stages one after another: {total:.2e} FLOPs, {shown}.")
+        lines.append(f"All stages one after another: {', '.join([f'{total:.2e} FLOPs', *shown])}.")
+    if small:
+        lines.append(
+            "All of it is seconds for an accelerator. On a small machine starting and compiling take the most."
+        )
     lines += measure_lines(study, {cost.stage.key: cost for cost in known}, targets, mfu=mfu, decoding=decoding)
     notes = dict.fromkeys(cost.work.assumed for cost in known if cost.work.assumed)
     lines += [f"Tokens are assumed, not counted, of {note}" for note in notes]
@@ -197,7 +206,8 @@ def _table(
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         yield "  ".join(texts).rstrip()
-    yield "GiB and time are those of one stage; GiB of each device, ! = more than it has."
+    if targets:
+        yield "GiB and time are those of one stage; GiB of each device, ! = more than it has."
 
 
 def _model(cost: StageCost, stages: Mapping[str, PlannedStage]) -> str:
@@ -278,7 +288,8 @@ def _padding(
             good = {tensor: each for tensor, each in better.items() if each.hours * WORTH < place.hours and each.fits}
             if good:
                 tensor = min(good, key=lambda tensor: good[tensor].hours)
-                text += f"; mesh.tensor={tensor} brings {_hours(place.hours)} to {_hours(good[tensor].hours)}"
+                before, after = _hours(place.hours), _hours(good[tensor].hours)
+                text += f"; mesh.tensor={tensor} would bring {before} to {after} at that utilisation"
             found[text + "."] += 1
     for text, count in found.items():
         yield f"{count} x {text}"

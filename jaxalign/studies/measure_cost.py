@@ -76,11 +76,14 @@ def measure_lines(
             operations += read + written
             for i, target in enumerate(targets):
                 hours[i] += (read / mfu + written / decoding) / (target.devices * target.flops) / 3600
-    shown = ", ".join(f"{h:.1f} h on {target.name}" for h, target in zip(hours, targets, strict=True))
-    yield (
-        f"Measures of {sum(count for _, count in models)} rows: {operations:.2e} FLOPs, {shown} (generation at "
-        f"{decoding:.0%} of the peak; without loading models and judging)."
-    )
+    if operations:
+        shown = [f"{h:.1f} h on {target.name}" for h, target in zip(hours, targets, strict=True)]
+        yield (
+            f"Measures of {sum(count for _, count in models)} rows: {', '.join([f'{operations:.2e} FLOPs', *shown])} "
+            f"(generation at {decoding:.0%} of the peak; without loading models and judging)."
+        )
+    else:
+        yield f"Measures of {sum(count for _, count in models)} rows:"
     yield f"  {'; '.join(assumed)}."
 
 

@@ -16,9 +16,9 @@ scoring        states of the scored tokens, and three float32 arrays of logits `
 
 Measured against `jax.stages.Compiled.memory_analysis` (arguments plus temporaries) of the same step:
 
-* compiled ahead of time for v5e:8x8 (libtpu 0.0.52), Mistral-7B, remat ``full``: one row of 2048 tokens on each chip with
-  a live reference 3.62 GiB, estimated 4.02 (11 % too much); four rows with a cached one 5.93 GiB, estimated 6.88 (16 %
-  too much);
+* compiled ahead of time for v5e:8x8 (libtpu 0.0.52), Mistral-7B, remat ``full``: one row of 2048 tokens on each chip
+  with a live reference 3.62 GiB, estimated 4.02 (11 % too much); four rows with a cached one 5.93 GiB, estimated 6.88
+  (16 % too much);
 * on eight simulated CPU devices, 25 million parameters, float32, every remat, one and four micro-batches, rows of 512
   to 2048 tokens: from 10 % too little to 8 % too much.
 
