@@ -209,24 +209,27 @@ def _pairs(results: Results, name: str, label: str) -> list[tuple[_Pairing, tupl
 
 
 def _each_pair(results: Results, name: str, compare: str) -> Iterator[tuple[_Pairing, tuple[Label, Label], Difference]]:
-    measure = name.partition("/")[0]
+    measure, tied = name.partition("/")[0], results.tied(compare)
     # What is compared with a baseline is told as a gain over it.
-    values = sorted(
+    values: list[Label | None] = sorted(
         results.values(compare), key=lambda value: compare == results.compare and value in results.baselines
     )
+    if compare == results.compare and any(compare not in group.labels for group in results.groups):
+        values.append(None)
     for first, second in itertools.combinations(values, 2):
         ours = [group for group in results.groups if group.labels.get(compare) == first]
         theirs = [group for group in results.groups if group.labels.get(compare) == second]
         for one, other in itertools.product(ours, theirs):
-            common = [label for label in one.labels if label in other.labels and label != compare]
+            common = [n for n in one.labels if n in other.labels and n != compare and n not in tied]
             if any(one.labels[label] != other.labels[label] for label in common):
                 continue
             ways = {results.protocol(row, measure) for row in (*one.rows, *other.rows) if metric_of(row, name)}
             pairing = pair_up(one, other, name) if len(ways) == 1 else None
             if pairing is not None:
-                context = {label: group.labels[label] for group in (other, one) for label in group.labels}
-                context = {label: context[label] for label in results.labels if label in context and label != compare}
-                yield pairing, (first, second), _difference(pairing, first, second, context)
+                context = {**other.labels, **one.labels}
+                context = {n: context[n] for n in results.labels if n in context and n != compare and n not in tied}
+                names = [f"no {compare}" if value is None else value for value in (first, second)]
+                yield pairing, (names[0], names[1]), _difference(pairing, names[0], names[1], context)
 
 
 def _pool(pairings: Sequence[_Pairing]) -> _Pairing | None:

@@ -28,6 +28,8 @@ class Curve:
       marks: draw a mark at each point.
       joined: draw the line between them.
       notes: what readers see who point at a mark, one a point.
+      tags: words beside the marks, one a point.
+      shift: how far to the right of its place it is drawn, in the picture's units.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Curve:
     marks: bool = True
     joined: bool = True
     notes: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -164,11 +168,12 @@ def _panel(
 
 
 def _curve(curve: Curve, across: Axis, up: Axis) -> list[str]:
-    places = [(across.at(px), up.at(py)) for px, py in curve.points]
+    places = [(across.at(px) + curve.shift, up.at(py)) for px, py in curve.points]
     parts = []
     if curve.band and curve.spans:
         for px, low, high in curve.band:
-            parts.append(stroke(f"span {curve.style}", across.at(px), up.at(low), across.at(px), up.at(high)))
+            at = across.at(px) + curve.shift
+            parts.append(stroke(f"span {curve.style}", at, up.at(low), at, up.at(high)))
         for (_, down), (low, high) in zip(places, curve.across, strict=False):
             parts.append(stroke(f"span {curve.style}", across.at(low), down, across.at(high), down))
     elif len(curve.band) > 1:
@@ -187,6 +192,8 @@ def _curve(curve: Curve, across: Axis, up: Axis) -> list[str]:
             px, py = curve.points[i]
             note = curve.notes[i] if i < len(curve.notes) else f"{curve.name}: {short(px)}, {up.text(py)}"
             parts.append(mark(curve.style, a, b, note))
+            if curve.tags:
+                parts.append(text("tick", a + 7, b - 7, curve.tags[i], "start"))
     return parts
 
 
@@ -233,6 +240,7 @@ def _finite(picture: Panel, log_x: bool, log_y: bool) -> Panel:
                 points=[curve.points[i] for i in keep],
                 across=[curve.across[i] for i in keep] if curve.across else (),
                 notes=[curve.notes[i] for i in keep] if curve.notes else (),
+                tags=[curve.tags[i] for i in keep] if curve.tags else (),
                 band=[part for part in curve.band if fine(*part) and (part[0] > 0 or not log_x)],
             )
         )

@@ -176,8 +176,7 @@ def markdown(results: Results) -> str:
 def _markdown_differences(results: Results) -> list[str]:
     unit = results.metrics.get(results.headline, {}).get("unit", "share")
     parts = []
-    others = [n for n in results.labels if n not in (results.compare, *results.numeric())]
-    for label in [n for n in (results.compare, *others) if 1 < len(results.values(n)) <= 12]:
+    for label in report_tables.compared_labels(results):
         for found in (over_settings(results, results.headline, label), by_setting(results, results.headline, label)):
             if not found:
                 continue

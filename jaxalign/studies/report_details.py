@@ -27,8 +27,7 @@ def samples(results: Results) -> str:
         groups = [group for group in shown_groups(results) if _said(group, measure)] or [
             group for group in results.groups if _said(group, measure)
         ]
-        rest = [name for name in results.labels if name != results.compare]
-        rest = [name for name in rest if len({g.labels[name] for g in groups if name in g.labels}) > 1]
+        rest = results.varies(groups)
         found = list(split(groups, rest))
         drawn = []
         for labels, members in found[:SETTINGS]:

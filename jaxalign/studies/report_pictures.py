@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -17,6 +18,8 @@ from jaxalign.studies.wording import count, label_text, measured, metric_name, s
 
 MOST_PANELS = 12
 """Panels of one picture; what is beyond is told, not drawn."""
+MOST_BANDS = 3
+"""Lines of a panel whose intervals are bands; those of more would cover one another."""
 LOG_FROM = 8
 """Ratio of the largest to the smallest value of a label from which on its axis is logarithmic."""
 
@@ -28,7 +31,8 @@ def figure(picture: str, caption: str, keys: str = "") -> str:
 
 def legend(results: Results, values: Iterable[Label | None], *, lines: bool = True) -> str:
     """The compared values' marks."""
-    return key({label_text(value): results.style(value) for value in dict.fromkeys(values)}, lines=lines)
+    names = {value: f"no {results.compare}" if value is None else label_text(value) for value in values}
+    return key({name: results.style(value) for value, name in names.items()}, lines=lines)
 
 
 def shown_groups(results: Results) -> list[Group]:
@@ -53,22 +57,18 @@ def _too_many(found: Sequence[Any]) -> str:
 def curves(results: Results) -> str:
     """The headline against every label that is a number."""
     parts = []
-    for label in results.numeric() or []:
+    for label in results.numeric():
         picture = _against_label(results, label)
         if picture:
             parts.append(f"<h3>Against {escape(label)}</h3>{picture}")
-    compared = results.values(results.compare)
-    if len(compared) > 1 and all(isinstance(value, int | float) for value in compared):
+    if results.is_numeric(results.compare):
         parts.append(f"<h3>Against {escape(results.compare)}</h3>{_against_label(results, results.compare)}")
     return "".join(parts)
 
 
 def _against_label(results: Results, label: str) -> str:
     groups = shown_groups(results)
-    rest = [name for name in results.labels if name not in (label, results.compare)]
-    rest = [
-        name for name in rest if len({g.labels[name] for g in groups if name in g.labels and label in g.labels}) > 1
-    ]
+    rest = results.varies([g for g in groups if label in g.labels], (label,))
     values = [value for value in results.values(label) if isinstance(value, int | float)]
     log = min(values) > 0 and max(values) / min(values) >= LOG_FROM
     pictures, seen, unit, lost = [], dict[Label | None, None](), "share", 0
@@ -89,11 +89,15 @@ def _against_label(results: Results, label: str) -> str:
             for group in own:
                 level = estimate(results, group, results.headline)
                 if label not in group.labels and level.value is not None and len(levels) < 3:
-                    levels.append(_level(results, value, level))
+                    lonely = {n: v for n, v in group.labels.items() if n not in (*rest, *results.numeric())}
+                    levels.append(_level(results, value, level, short_setting(lonely)))
                     seen[value] = None
         pictures.append(Panel(short_setting(labels), lines, levels))
     if not any(panel.curves for panel in pictures):
         return ""
+    crowded = max(len(panel.curves) for panel in pictures) > MOST_BANDS
+    if crowded:
+        pictures = [Panel(panel.title, _side_by_side(panel.curves), panel.levels) for panel in pictures]
     drawn = panels(
         f"{metric_name(results.headline)} against {label}",
         pictures,
@@ -105,13 +109,20 @@ def _against_label(results: Results, label: str) -> str:
     )
     gone = f" No point for {count(lost, 'degenerate setting')}." if lost else ""
     levels = " Dashed: settings without this label." if any(panel.levels for panel in pictures) else ""
-    caption = f"Means over seeds; bands are 95 % intervals.{levels}{gone}{_too_many(found)}"
+    reach = "bars, side by side," if crowded else "bands"
+    caption = f"Means over seeds; {reach} are 95 % intervals.{levels}{gone}{_too_many(found)}"
     return figure(drawn, escape(caption), legend(results, [v for v in seen if v is not None]))
 
 
-def _level(results: Results, value: Label | None, found: Estimate) -> Level:
+def _side_by_side(lines: Sequence[Curve]) -> list[Curve]:
+    """Bars instead of bands, each line a little beside the others, so that many can be told apart."""
+    middle = (len(lines) - 1) / 2
+    return [replace(line, spans=True, shift=4.5 * (i - middle)) for i, line in enumerate(lines)]
+
+
+def _level(results: Results, value: Label | None, found: Estimate, name: str) -> Level:
     _, low, high = _reach(0.0, found)
-    return Level(label_text(value), found.value or 0.0, low, high, results.style(value))
+    return Level(label_text(value) if value is not None else name, found.value or 0.0, low, high, results.style(value))
 
 
 def _curve(results: Results, value: Label | None, label: str, known: Sequence[tuple[float, Estimate]]) -> Curve:
@@ -143,16 +154,16 @@ def frontier(results: Results) -> str:
 
 def _frontier(results: Results, name: str) -> str:
     groups = shown_groups(results)
-    numeric = results.numeric()
-    rest = [n for n in results.labels if n != results.compare and n not in numeric]
-    rest = [n for n in rest if len({g.labels[n] for g in groups if n in g.labels}) > 1]
+    along = results.is_numeric(results.compare)
+    numeric = [results.compare] if along else results.numeric()
+    rest = results.varies(groups, numeric)
     pictures, seen, spread_x = [], dict[Label | None, None](), []
     found = list(split(groups, rest))
     unit = "share"
     for labels, members in found[:MOST_PANELS]:
         lines, levels = [], []
-        for value in [*results.values(results.compare), None]:
-            own = [g for g in members if g.labels.get(results.compare) == value]
+        for value in [None] if along else [*results.values(results.compare), None]:
+            own = [g for g in members if along or g.labels.get(results.compare) == value]
             order = sorted(own, key=lambda g: [float(g.labels.get(n, 0)) for n in numeric])
             pairs = [(g, estimate(results, g, name), estimate(results, g, results.headline)) for g in order]
             pairs = [(g, x, y) for g, x, y in pairs if x.value is not None and y.value is not None]
@@ -160,7 +171,7 @@ def _frontier(results: Results, name: str) -> str:
                 seen[value] = None
             # No divergence at all is the start itself: a level, which also a logarithmic axis can show.
             for _, _, y in [each for each in pairs if each[1].value == 0]:
-                levels.append(_level(results, value, y))
+                levels.append(_level(results, value, y, short_setting(own[0].labels)))
             pairs = [each for each in pairs if each[1].value != 0]
             if not pairs:
                 continue
@@ -170,10 +181,11 @@ def _frontier(results: Results, name: str) -> str:
                 Curve(
                     name=label_text(value),
                     points=[(x.value or 0.0, y.value or 0.0) for _, x, y in pairs],
-                    style=results.style(value),
+                    style="k0" if along else results.style(value),
+                    tags=[label_text(g.labels.get(numeric[0])) for g, _, _ in pairs] if along else (),
                     band=[_reach(x.value, y) for _, x, y in pairs],
                     spans=True,
-                    across=[_reach(0.0, x)[1:] for _, x, _ in pairs],
+                    across=[(max(low, 0.0), high) for _, low, high in (_reach(0.0, x) for _, x, _ in pairs)],
                     joined=len(numeric) == 1,
                     notes=[
                         f"{setting(g.labels)}: {measured(y.value or 0.0, y.low, y.high, y.unit)} at "
@@ -200,7 +212,7 @@ def _frontier(results: Results, name: str) -> str:
         f"{metric_name(name)}. Up and to the left is better: more score for less divergence.{order} Bars are 95 % "
     )
     caption += f"intervals.{_too_many(found)}"
-    return figure(drawn, escape(caption), legend(results, list(seen)))
+    return figure(drawn, escape(caption), "" if along else legend(results, [v for v in seen if v is not None]))
 
 
 def _reach(x: float | None, found: Estimate) -> tuple[float, float, float]:
@@ -223,8 +235,7 @@ def categories(results: Results) -> str:
 
 def _categories(results: Results, whole: str, names: Sequence[str]) -> str:
     groups = shown_groups(results)
-    rest = [n for n in results.labels if n != results.compare]
-    rest = [n for n in rest if len({g.labels[n] for g in groups if n in g.labels}) > 1]
+    rest = results.varies(groups)
     found, parts, seen = list(split(groups, rest)), [], dict[Label | None, None]()
     metric = results.metrics[whole]
     every = [estimate(results, group, name).value for group in groups for name in names]
@@ -278,10 +289,11 @@ def _is_histogram(value: Any) -> bool:
 
 
 def _histogram(results: Results, measure: str, name: str) -> str:
-    numeric = results.numeric()[:1]
+    numeric = [results.compare] if results.is_numeric(results.compare) else results.numeric()[:1]
     groups = [g for g in shown_groups(results) if any(_details(row, measure, name) for row in g.rows)]
-    rest = [n for n in results.labels if n not in numeric]
-    rest = [n for n in rest if len({g.labels[n] for g in groups if n in g.labels}) > 1]
+    rest = results.varies(groups, numeric)
+    if results.compare not in numeric and any(results.compare in g.labels for g in groups):
+        rest = [results.compare, *rest]
     whole = [g for g in groups if all(n in g.labels for n in rest)]
     found = [*split(whole, rest), *((dict(g.labels), [g]) for g in groups if g not in whole)]
     values = [v for n in numeric for v in results.values(n)]

@@ -127,23 +127,39 @@ def _headline_row(results: Results, line: Line, scale: Axis | None) -> str:
     )
 
 
+def compared_labels(results: Results) -> list[str]:
+    """The labels whose values are compared: the study's, and those that are no numbers and not tied to it."""
+    others = [name for name in results.free if name not in results.numeric()]
+    return [name for name in (results.compare, *others) if 1 <= len(results.values(name)) <= 12]
+
+
 def differences(results: Results) -> str:
     """Paired differences of the compared values, then of every other label that is no number."""
     name = results.headline
     unit = results.metrics.get(name, {}).get("unit", "share")
     parts = []
-    others = [n for n in results.labels if n not in (results.compare, *results.numeric())]
-    for label in [n for n in (results.compare, *others) if 1 < len(results.values(n)) <= 12]:
+    for label in compared_labels(results):
         pooled, single = over_settings(results, name, label), by_setting(results, name, label)
         if not pooled:
             continue
-        parts.append(f"<h3>Between values of {escape(label)}</h3>")
+        parts.append(f"<h3>Between values of {escape(label)}</h3>{_tied(results, label)}")
         parts.append(_difference_table(results, pooled, unit, label, "settings"))
         if len(single) > len(pooled):
             inner = _difference_table(results, single, unit, label, "setting")
             words = f"In each setting ({count(len(single), 'comparison')}, corrected together)"
             parts.append(f'<details class="folded"><summary>{words}</summary>{inner}</details>')
     return "".join(parts)
+
+
+def _tied(results: Results, label: str) -> str:
+    """Which labels differ along with the compared one."""
+    told = []
+    for name in results.tied(label):
+        own = {r["labels"][label]: r["labels"].get(name) for r in results.rows if label in r["labels"]}
+        if len(set(own.values()) - {None}) > 1:
+            values = ", ".join(f"{label_text(v)} {label_text(other)}" for v, other in own.items() if other is not None)
+            told.append(f"Each value of {label} has its own {name}, so they are compared together: {values}.")
+    return f'<p class="soft">{escape(" ".join(told))}</p>' if told else ""
 
 
 def _difference_table(results: Results, found: Sequence[Difference], unit: str, label: str, last: str) -> str:

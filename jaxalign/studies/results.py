@@ -133,10 +133,38 @@ class Results:
         found = list(dict.fromkeys(row["labels"][label] for row in self.rows if label in row["labels"]))
         return sorted(found) if all(is_number(value) for value in found) else found
 
+    def tied(self, label: str) -> tuple[str, ...]:
+        """Labels that belong to the values of another one: each of its values has one value of them, or none.
+
+        Where every method has a beta of its own, methods are compared with their betas; "everything else equal" then
+        leaves beta out.
+        """
+        kinds: dict[Label | None, dict[str, set[Label | None]]] = {}
+        for row in self.rows:
+            own = kinds.setdefault(row["labels"].get(label), {})
+            for name in self.labels:
+                own.setdefault(name, set()).add(row["labels"].get(name))
+        others = [name for name in self.labels if name != label]
+        return tuple(name for name in others if all(len(own[name]) == 1 for own in kinds.values()))
+
+    @cached_property
+    def free(self) -> tuple[str, ...]:
+        """The labels beside the compared one that make settings different, whatever its value."""
+        return tuple(name for name in self.labels if name != self.compare and name not in self.tied(self.compare))
+
+    def varies(self, groups: Sequence[Group], without: Sequence[str] = ()) -> list[str]:
+        """The free labels of which some groups have several values."""
+        names = [name for name in self.free if name not in without]
+        return [name for name in names if len({g.labels[name] for g in groups if name in g.labels}) > 1]
+
+    def is_numeric(self, label: str) -> bool:
+        """Whether a label takes two numbers or more, and nothing else."""
+        values = self.values(label)
+        return len(values) > 1 and all(is_number(value) for value in values)
+
     def numeric(self) -> list[str]:
-        """The labels, but the compared one, that take two numbers or more."""
-        names = [name for name in self.labels if name != self.compare]
-        return [n for n in names if len(self.values(n)) > 1 and all(is_number(v) for v in self.values(n))]
+        """The free labels that are numbers."""
+        return [name for name in self.free if self.is_numeric(name)]
 
     @cached_property
     def metrics(self) -> dict[str, Mapping[str, Any]]:
@@ -183,19 +211,20 @@ class Results:
 
     @cached_property
     def baselines(self) -> tuple[Label, ...]:
-        """Compared values that lack a numeric label which others have, such as the model before alignment."""
-        own = {value: set[str]() for value in self.values(self.compare)}
+        """Compared values that lack a number among the labels which others have, such as the model before alignment."""
+        own: dict[Label, set[str]] = {}
         for row in self.rows:
             if self.compare in row["labels"]:
-                own[row["labels"][self.compare]] |= row["labels"].keys()
-        numeric = set(self.numeric())
-        return tuple(value for value, names in own.items() if numeric - names and len(own) > 1)
+                numbers = {name for name, value in row["labels"].items() if name != SEED and is_number(value)}
+                own.setdefault(row["labels"][self.compare], set()).update(numbers)
+        every = set().union(*own.values())
+        lacking = tuple(value for value, names in own.items() if every - names)
+        return lacking if len(lacking) < len(own) else ()
 
     def style(self, value: Label | None) -> str:
         """The CSS class of a compared value: the same colour and mark in every picture, grey for a baseline."""
-        if value is None or value in self.baselines:
-            return "kn"
-        return f"k{[v for v in self.values(self.compare) if v not in self.baselines].index(value) % 8}"
+        coloured = [v for v in self.values(self.compare) if v not in self.baselines]
+        return f"k{coloured.index(value) % 8}" if value in coloured else "kn"
 
     @cached_property
     def memory(self) -> dict[Any, Any]:

@@ -89,7 +89,7 @@ def test_paired_difference_of_a_setting(rows, results):
     assert one.value == pytest.approx(gaps.mean())
     assert one.paired == seeds_and_items(gaps)
     assert (one.seeds, one.items) == (2, 40)
-    assert [d.adjusted for d in found] == holm([d.paired.p for d in found])
+    assert [d.adjusted for d in found] == holm([d.paired.p for d in found if d.paired])
 
 
 def test_difference_over_settings_pairs_seeds_and_items(rows, results):
@@ -137,7 +137,8 @@ def test_a_model_without_seed_pairs_with_every_seed():
 
 def test_no_pair_without_a_common_seed_or_setting():
     assert by_setting(Results([row("a", 0, [1.0]), row("b", 1, [2.0])]), "m/x", "method") == []
-    assert by_setting(Results([row("a", 0, [1.0], beta=1), row("b", 0, [2.0], beta=2)]), "m/x", "method") == []
+    made = [row("a", 0, [1.0], size=1), row("a", 0, [1.0], size=2), row("b", 0, [2.0], size=3)]
+    assert by_setting(Results(made), "m/x", "method") == []
 
 
 def test_items_that_one_model_lacks_are_left_out_of_the_pair():
@@ -185,3 +186,31 @@ def test_a_weighted_mean_keeps_its_value():
     found, plain = estimate(results, results.groups[0], "m/x"), seeds_and_items([[1.0, 2.0, 3.0]])
     assert plain is not None
     assert (found.value, found.low) == pytest.approx((2.5, plain.low + 0.5))
+
+
+def test_a_number_that_belongs_to_the_compared_value_does_not_part_them():
+    made = [row(name, seed, values, beta=beta, size=size)
+            for name, beta, values in (("dpo", 0.01, [1.0, 2.0]), ("cpo", 0.1, [3.0, 3.0]))
+            for size in (10, 20) for seed in (0, 1)]  # fmt: skip
+    results = Results(made)
+    assert results.tied("method") == ("beta",)
+    assert results.numeric() == ["size"]
+    found = by_setting(results, "m/x", "method")
+    assert [(d.first, d.second, d.context, d.value) for d in found] == [
+        ("dpo", "cpo", {"size": 10}, -1.5),
+        ("dpo", "cpo", {"size": 20}, -1.5),
+    ]
+    made[0]["labels"]["beta"] = 0.5  # now beta is varied on its own
+    assert by_setting(Results(made), "m/x", "method") == []
+
+
+def test_rows_without_the_compared_label_are_a_baseline():
+    made = [row("dpo", 0, [2.0, 4.0], beta=0.1), row("dpo", 0, [5.0, 5.0], beta=0.5), row("none", 0, [1.0, 1.0])]
+    for each in made:
+        each["study"]["compare"] = "beta"
+    found = by_setting(Results(made), "m/x", "beta")
+    assert [(d.first, d.second, d.value) for d in found] == [
+        (0.1, 0.5, -2.0),
+        (0.1, "no beta", 2.0),
+        (0.5, "no beta", 4.0),
+    ]
