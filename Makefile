@@ -1,5 +1,5 @@
 # Everything sets itself up: a fresh clone and Python >= 3.11 are enough.
-#   make demo    train a tiny model in a generated world, align it with DPO, write one HTML page (CPU, minutes)
+#   make demo    a small study of tiny models in a generated world, from random weights to its report (CPU, minutes)
 #   make test    the tests that need no torch
 #   make judge   the tests that compare with torch and transformers
 #   make trl     the tests that compare with TRL
@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(BIN)/jaxalign quickstart --workdir=$(WORKDIR)
+	$(BIN)/jaxalign quickstart --workdir=$(WORKDIR) --open
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not judge" -n $(JOBS) $(PYTEST_ARGS)

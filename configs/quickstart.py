@@ -1,15 +1,15 @@
-r"""The two stages of `jaxalign quickstart` as runs of their own, to change them.
+r"""Runs beside the quick start, to change them: any method from its SFT model, with its pairs.
 
-The world and the architecture must be there, so run the quick start first (three minutes on two CPU cores); then
+The world must be there, so run the quick start first (`jaxalign quickstart`, minutes on two CPU cores); then
 
   jaxalign train --config=configs/quickstart.py:ipo --workdir=workdir/quickstart/ipo
-  jaxalign train --config=configs/quickstart.py:dpo --config.method.beta=0.5 --workdir=workdir/quickstart/dpo-beta-0.5
+  jaxalign train --config=configs/quickstart.py:dpo --config.method.beta=0.02 --workdir=workdir/quickstart/dpo-beta-0.02
   jaxalign train --config=configs/quickstart.py:sft,seed=1 --workdir=workdir/quickstart/sft-1
 
-The argument is a method: sft trains random weights on the demonstrations, any other aligns WORLD/sft/export with the
-pairs. `world` is the folder of the quick start.
+The argument is a method: sft trains random weights on the demonstrations, any other aligns the SFT model of the quick
+start with the pairs. `world` is the folder of the quick start. The study itself is configs/studies/quickstart.py.
 
-What to expect: see `sections` in jaxalign/quickstart/settings.py for the numbers, and WORLD/report.html for the curves.
+What to expect: see jaxalign/quickstart/settings.py for the numbers, and WORLD/report.html for the curves.
 """
 
 from ml_collections import ConfigDict

@@ -1,220 +1,200 @@
-"""The quick start: what it measures, that its page stands alone, and that the whole of it runs."""
+"""The quick start: its world, the stages of its models, what it measures, and that the whole of it runs."""
 
 from __future__ import annotations
 
 import json
-import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from jaxalign.data.synthetic import World, write_world
+from jaxalign.config import from_dict
+from jaxalign.config_transport import load_study
+from jaxalign.data.synthetic import check
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
-from jaxalign.models.huggingface import read_config
+from jaxalign.models.huggingface import read_config, save_pretrained
 from jaxalign.models.policy import build_policy
-from jaxalign.quickstart import measure, numbers, program, settings
-from jaxalign.quickstart.page import render
-from jaxalign.studies import charts
+from jaxalign.quickstart import program, questions, settings, stages, worlds
+from jaxalign.quickstart.study import quickstart_study
+from jaxalign.sampling.engine import Completion
+from jaxalign.studies.study import Stage, Subject
 
-WORLD = World(demonstrations=300, pairs=120, eval_pairs=24, questions=40)
+SIZES = {"documents": 300, "demonstrations": 300, "pairs": 64, "eval_pairs": 24, "questions": 40}
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
 TINY |= {"num_key_value_heads": 1, "head_dim": 16}
 
 
-class Elements(HTMLParser):
-    """Collects tags and attributes, and checks that what is opened is closed."""
-
-    VOID = ("meta",)
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.open = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def elements(page):
-    parser = Elements()
-    parser.feed(page)
-    assert parser.open == []
-    return parser.seen
-
-
-def svg(text):
-    return ET.fromstring(text[text.index("<svg") : text.index("</svg>") + len("</svg>")])
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.69), (-0.3, 12), (-41, -8.5), (5, 5), (0, 1000), (-1e-3, 0)])
-def test_ticks_are_round_and_cover_the_range(low, high):
-    marks = charts.ticks(low, high)
-    assert marks[0] <= low
-    assert marks[-1] >= high
-    assert 2 <= len(marks) <= 9
-    assert np.allclose(np.diff(marks), marks[1] - marks[0])
-
-
-def test_line_chart_puts_values_at_their_height():
-    series = [
-        charts.Series("a & b", [(0, 0.0), (5, 1.0), (10, 0.5)], "sft", dots=True),
-        charts.Series("none", [], "dpo"),
-    ]
-    chart = svg(charts.line_chart("a < b", series, x="step", y="share", include=(0, 1)))
-    assert chart.get("aria-label") == "a < b"
-    (line,) = chart.iter("polyline")
-    places = [tuple(map(float, place.split(","))) for place in line.get("points").split()]
-    assert places == [
-        (charts.LEFT, charts.FLOOR),
-        ((charts.LEFT + charts.WIDTH - charts.RIGHT) / 2, charts.TOP),
-        (charts.WIDTH - charts.RIGHT, (charts.TOP + charts.FLOOR) / 2),
-    ]
-    assert [mark.text for mark in chart.iter("title")][1] == "a & b, step 5: 1"
-
-
-def test_a_chart_of_nothing_says_so():
-    assert "nothing was recorded" in charts.line_chart("Loss", [], x="step", y="nats")
-
-
-def test_interval_chart_spans_the_interval():
-    chart = svg(charts.interval_chart("t", {"sort": [charts.Span(0.5, 0.25, 1.0, "sft", "note")]}, x="share"))
-    (span,) = (line for line in chart.iter("line") if "span" in line.get("class"))
-    (dot,) = chart.iter("circle")
-    low, value, high = float(span.get("x1")), float(dot.get("cx")), float(span.get("x2"))
-    assert (value - low) * 2 == pytest.approx(high - value, abs=0.3)
-
-
-def test_histogram_bars_are_as_tall_as_their_shares():
-    chart = svg(charts.histogram("t", {"a": ("sft", {2: 0.25, 4: 0.75}), "b": ("dpo", {2: 1.0})}, x="n", y="share"))
-    heights = [float(bar.get("height")) for bar in chart.iter("rect")]
-    full = charts.FLOOR - charts.TOP
-    assert heights == pytest.approx([0.25 * full, full, 0, 0, 0.75 * full, 0], abs=0.1)
-
-
-def test_numbers_read_well():
-    assert numbers.percent(0.65) == "65 %"
-    assert numbers.percent(0.4349) == "43.5 %"
-    assert numbers.share((0.5, 0.25, 1)) == "50.0 % [25.0, 100.0]"
-    assert numbers.points((-0.0001, -0.02, 0.3)) == "+0.0 points [-2.0, +30.0]"
-    assert numbers.number((-0.001, -0.002, 1.5)) == "0.00 [0.00, 1.50]"
+@pytest.fixture(scope="module")
+def small():
+    """Small data and models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "CROWD", SIZES)
+        patch.setattr(settings, "OTHERS", {k: {**v, "demonstrations": 300} for k, v in settings.OTHERS.items()})
+        patch.setattr(settings, "ARCHITECTURE", settings.ARCHITECTURE | TINY)
+        yield patch
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A world's questions, tokenizer, and a random model of it."""
-    folder = tmp_path_factory.mktemp("measure")
-    files = write_world(folder / "world", WORLD)
-    tokenizer = load_tokenizer(files.tokenizer)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "ARCHITECTURE", settings.ARCHITECTURE | TINY)
-        program.write_architecture(folder / "start", files.summary["vocabulary"], tokenizer)
-    policy = build_policy(read_config(folder / "start"), dtype="float32")
-    return policy, measure.read_questions(files.questions, tokenizer), tokenizer
+def world(tmp_path_factory, small) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    worlds.prepare(folder, seed=3)
+    return folder
 
 
-def ask(model, seed, temperature, reference):
-    policy, questions, tokenizer = model
-    variables, reference = (policy.init(jax.random.key(s)) for s in (seed, reference))
-    return measure.ask(policy, variables, questions, tokenizer, temperature=temperature, reference=reference, seed=0)
+@pytest.fixture(scope="module")
+def model(world, tmp_path_factory):
+    """A random model of the world."""
+    policy = build_policy(read_config(world / "start"), dtype="float32")
+    tokenizer = load_tokenizer(world / "crowd" / "tokenizer")
+    folders = [tmp_path_factory.mktemp("model") for _ in range(2)]
+    for seed, folder in enumerate(folders):
+        save_pretrained(policy, policy.init(jax.random.key(seed)), folder, tokenizer=tokenizer)
+    return folders
 
 
-def test_a_model_does_not_drift_from_itself(model):
-    answers = ask(model, 0, 1.0, 0)
-    assert np.abs(answers.drift).max() < 1e-4
-    assert answers.lengths.max() <= measure.MAX_NEW_TOKENS
-    assert ask(model, 0, 1.0, 0).texts == answers.texts
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_drift_is_a_kl_divergence_when_sampled(model):
-    """Its mean over samples of the model is near a positive number; over another model's samples it need not be."""
-    answers = ask(model, 1, 1.0, 0)
-    assert answers.drift.mean() > 0
+def test_a_world_is_written_once(world):
+    before = stamps(world)
+    worlds.prepare(world, seed=3)
+    assert stamps(world) == before
 
 
-def test_an_answer_that_never_ends_is_not_exact(model, monkeypatch):
-    _, questions, tokenizer = model
+def test_another_seed_does_not_overwrite_the_world_that_models_were_trained_on(world):
+    before = stamps(world)
+    with pytest.raises(ConfigError, match="crowd: seed was 3, is 1"):
+        worlds.prepare(world, seed=1)
+    assert stamps(world) == before
+
+
+def test_crowds_differ_as_they_should(world):
+    """Tutors are better than the crowd, experts better still; talkers know as much as experts, and chat."""
+    rates = {name: json.loads((world / name / "world.json").read_text()) for name in worlds.crowds()}
+    right = {name: rate["demonstrations_right"] for name, rate in rates.items()}
+    exact = {name: rate["demonstrations_exact"] for name, rate in rates.items()}
+    assert right["crowd"] < right["tutors"] < right["experts"]
+    assert right["talkers"] == pytest.approx(right["experts"], abs=0.05)
+    assert exact["talkers"] < 0.3 < exact["experts"]
+
+
+def test_the_foreign_model_has_another_tokenizer_and_family(world):
+    one, other = (load_tokenizer(world / name / "tokenizer") for name in ("crowd", "talkers"))
+    assert one.get_vocab() != other.get_vocab()
+    kinds = {
+        name: json.loads((world / name / "config.json").read_text())["model_type"] for name in ("start", "foreign")
+    }
+    assert kinds == {"start": "llama", "foreign": "qwen2"}
+
+
+def flat(stage: Stage) -> list[Stage]:
+    return [stage, *(inner for given in stage.inputs.values() for inner in flat(given))]
+
+
+@pytest.mark.parametrize("method", ["dpo", "ipo", "kto", "cpo", "kto_pair", "probability"])
+def test_stages_are_valid_configurations(method):
+    reference = None if method in ("cpo", "probability") else stages.better("w", 2)
+    top = stages.align("w", None, method, size=100, seed=2, options={"beta": 0.3}, reference=reference)
+    for stage in flat(top):
+        tree = {section: dict(values) for section, values in stage.config.items()}
+        for path in stage.inputs:
+            section, _, name = path.partition(".")
+            tree.setdefault(section, {})[name] = "somewhere"
+        config = from_dict(tree)
+        assert config.data.seed == config.train.seed == 2
+        assert config.model.dtype == "float32"
+    assert top.config["method"] == {"name": method, "beta": 0.3}
+    assert top.config["data"]["size"] == 100
+
+
+def test_starts_share_their_base():
+    for make in (stages.sft, stages.instruct, stages.better):
+        assert make("w", 1).inputs["model.path"] == stages.base("w", 1)
+    assert stages.align("w", seed=1).inputs["model.path"] == stages.sft("w", 1)
+
+
+def test_a_section_can_be_changed():
+    stage = stages.align("w", optimizer={"learning_rate": 1.0}, mesh={"data": 1})
+    assert stage.config["optimizer"] == {**settings.PREFERENCES["optimizer"], "learning_rate": 1.0}
+    assert stage.config["mesh"] == {"data": 1}
+
+
+def test_the_study_has_every_combination_once(repository):
+    study = load_study(f"{repository / 'configs' / 'studies' / 'quickstart.py'}:world=w,seed=4")
+    labels = [dict(trial.labels) for trial in study.trials]
+    assert all(label.pop("seed") == 4 for label in labels)
+    grid = [label for label in labels if label["method"] != "none" and "reference" not in label]
+    assert len({tuple(label.values()) for label in labels}) == len(labels) == 19
+    assert len(grid) == 2 * 4 * 2
+    starts = [trial.model for trial in study.trials[:2]]
+    for trial in study.trials[2:]:
+        assert isinstance(trial.model, Stage)
+        assert trial.model.inputs["model.path"] in starts
+
+
+def test_configurations_beside_the_quick_start_begin_from_its_model(tmp_path):
+    export = tmp_path / "stages" / "sft-0123" / "export"
+    assert settings.sections("dpo", tmp_path)["model"]["path"] == str(tmp_path / "sft" / "export")
+    export.mkdir(parents=True)
+    assert settings.sections("dpo", tmp_path)["model"]["path"] == str(export)
+
+
+def test_a_model_does_not_drift_from_itself_and_ranks_as_by_hand(world, model, tmp_path):
+    crowd = world / "crowd"
+    measure = questions.answers(crowd / "questions.jsonl", crowd / "eval_pairs.jsonl")
+    same, other = (
+        measure.run(Subject(model=str(model[0]), start=str(start), out=tmp_path / str(i)))
+        for i, start in enumerate(model)
+    )
+    values = same.metrics["kl"].values
+    assert values is not None
+    assert np.abs(values).max() < 1e-3
+    assert other.metrics["kl"].value > 0.01
+    assert same.metrics["exact"].n == SIZES["questions"]
+    assert same.metrics["ranking"].values == other.metrics["ranking"].values
+    assert same.metrics["reward_ranking"].value == 0
+    assert sum(entry["n"] for entry in same.details["exact by task"].values()) == SIZES["questions"]
+    assert len((tmp_path / "0" / "answers.jsonl").read_text().splitlines()) == SIZES["questions"]
+
+
+def test_an_answer_that_never_ends_is_not_exact(world, model, monkeypatch):
+    tokenizer = load_tokenizer(model[0])
+    asked = questions.read_questions(world / "crowd" / "questions.jsonl", tokenizer)
 
     def sample(policy, variables, prompts, **_):
-        ids = [tokenizer(question.answer, add_special_tokens=False).input_ids for question in questions]
-        return [
-            measure.Completion(tokens, [0.0] * len(tokens), stopped=index % 2 == 0) for index, tokens in enumerate(ids)
-        ]
+        ids = [tokenizer(question.answer, add_special_tokens=False).input_ids for question in asked]
+        ends = [index % 2 == 0 for index in range(len(ids))]
+        tokens = [[*answer, tokenizer.eos_token_id] if end else answer for answer, end in zip(ids, ends, strict=True)]
+        return [Completion(answer, [0.0] * len(answer), end) for answer, end in zip(tokens, ends, strict=True)]
 
-    monkeypatch.setattr(measure, "sample", sample)
-    answers = ask(model, 0, 0.0, 0)
-    assert answers.texts == [question.answer for question in questions]
-    assert answers.exact.tolist() == [index % 2 == 0 for index in range(len(questions))]
-    greedy = measure.summarise(answers, answers, questions)["greedy"]
-    assert greedy["exact"].value == 0.5
-    assert sum(entry["n"] for entry in measure.summarise(answers, answers, questions)["tasks"].values()) == len(
-        questions
-    )
-
-
-def test_the_difference_is_paired():
-    flags = np.array([True, False] * 50)
-    before = measure.Answers([], np.zeros(100), flags, flags, np.zeros(100))
-    after = measure.Answers([], np.zeros(100), flags, ~flags, np.zeros(100))
-    assert measure.difference(before, before) == (0.0, 0.0, 0.0)
-    assert measure.difference(before, after).value == 0.0
-    assert measure.difference(before, after).high > 0.1
+    monkeypatch.setattr(questions, "sample", sample)
+    policy = build_policy(read_config(model[0]), dtype="float32")
+    said = questions.ask(policy, {}, asked, tokenizer, temperature=0.0)
+    assert [answer.text for answer in said.answers] == [question.answer for question in asked]
+    assert said.exact.tolist() == [index % 2 == 0 for index in range(len(asked))]
+    assert all(check(question.prompt, answer.text).exact for question, answer in zip(asked, said.answers, strict=True))
 
 
 @pytest.mark.slow
-def test_the_whole_quick_start_runs_and_its_page_stands_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(program, "World", lambda seed: World(**{**WORLD.__dict__, "seed": seed}))
-    monkeypatch.setattr(program, "ARCHITECTURE", settings.ARCHITECTURE | TINY)
-    monkeypatch.setitem(settings.SFT, "train", {"batch_size": 8, "steps": 4, "log_every": 2})
-    monkeypatch.setitem(settings.PREFERENCES, "train", {"batch_size": 8, "steps": 4, "log_every": 2, "eval_every": 2})
-    page = program.run(tmp_path, seed=3)
-    assert page == tmp_path / "report.html"
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_the_whole_quick_start_runs_and_goes_on(tmp_path, small, monkeypatch, capsys):
+    few = {"train": {"batch_size": 8, "steps": 3, "log_every": 1}}
+    for name in ("BASE", "SFT", "PREFERENCES"):
+        monkeypatch.setattr(settings, name, getattr(settings, name) | few)
+    monkeypatch.setattr(settings, "METHODS", ("dpo", "cpo"))
+    monkeypatch.setattr(settings, "BETAS", (0.5,))
+    page = program.run(tmp_path, seed=3, jobs=1)
     printed = capsys.readouterr().out
-    assert (
-        f"exact match, most probable answer      {numbers.share(results['models']['sft']['greedy']['exact'])}"
-        in printed
-    )
-    assert results["seed"] == 3
-    assert results["models"]["sft"]["kl"] == pytest.approx([0, 0, 0], abs=1e-3)
-    assert results["models"]["dpo"]["kl"][0] != 0
-
-    text = page.read_text()
-    seen = elements(text)
-    assert sum(tag == "svg" for tag, _ in seen) == 7
-    assert sum(tag == "polyline" for tag, _ in seen) >= 10
-    # Nothing is loaded from anywhere.
-    for tag, attributes in seen:
-        assert tag not in ("script", "link", "img", "iframe", "object")
-        assert not {"src", "href", "srcset", "style"} & attributes.keys()
-    assert "url(" not in text
-    assert "http" not in text
-    metrics = {name: program.read_metrics(tmp_path / name) for name in ("sft", "dpo")}
-    assert render(results, metrics) == text
-
-
-def test_another_seed_does_not_overwrite_the_world_that_models_were_trained_on(tmp_path):
-    write_world(tmp_path / "world", WORLD)
-    before = (tmp_path / "world" / "pairs.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="seed was 0, is 1"):
-        program.run(tmp_path, seed=1)
-    assert (tmp_path / "world" / "pairs.jsonl").read_bytes() == before
-
-
-@pytest.mark.parametrize("method", ["sft", "dpo", "ipo", "kto"])
-def test_the_stages_are_valid_configurations(method):
-    from jaxalign.config import from_dict
-
-    config = from_dict(settings.sections(method, "somewhere", seed=2))
-    assert config.method.name == method
-    assert config.data.seed == config.train.seed == 2
-    assert config.model.dtype == "float32"
+    assert page == tmp_path / "report.html"
+    assert "<html" in page.read_text()[:200]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["done"] * len(quickstart_study(tmp_path / "world", 3).trials)
+    exact = rows[0]["results"]["answers"]["metrics"]["exact"]["value"]
+    assert f"{100 * exact:.1f} [" in printed
+    before = stamps(tmp_path / "stages")
+    program.run(tmp_path, seed=3, jobs=1)
+    assert stamps(tmp_path / "stages") == before
+    with pytest.raises(ConfigError, match="seed was 3, is 4"):
+        program.run(tmp_path, seed=4, jobs=1)

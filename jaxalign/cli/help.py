@@ -189,11 +189,13 @@ examples:
   jaxalign report studies/variants --out=pages/variants.html
 """,
     "quickstart": """\
-Make a small world with a known right answer, train a tokenizer and a tiny model in it, align the model with DPO, and
-show what changed: a table here, and one HTML page with plots in --workdir. Minutes on two CPU cores.
+Run a small study from random weights: make a world with a known right answer, pretrain and fine-tune a tiny model in
+it, align it with DPO, IPO, KTO and CPO, with and without fine-tuning before, and show what came of it: a table here,
+and a report in --workdir. Minutes on two CPU cores. The same command goes on where it was interrupted.
 
-example:
+examples:
   jaxalign quickstart --workdir=workdir/quickstart
+  jaxalign quickstart --workdir=workdir/quickstart-1 --seed=1 --open
 """,
 }
 """What each verb does, in the order of a user's day."""

@@ -119,6 +119,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     suite_verb.add_flags(verbs["evaluate"])
     verbs["check-data"].add_argument("--show", type=int, default=0, metavar="N", help="print the first N examples")
     verbs["quickstart"].add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
+    verbs["quickstart"].add_argument("--jobs", type=int, metavar="N", help="models made at once (default: 2)")
+    verbs["quickstart"].add_argument("--open", action="store_true", help="show the report in a browser if there is one")
     verbs["methods"].add_argument("name", nargs="?", metavar="NAME", help="describe this one")
     verbs["methods"].add_argument("--data", metavar="LAYOUT", help="only those for single, paired, unpaired, ... data")
     _analysis_flags(verbs["analyse-field"], verbs["analyse-credit"])

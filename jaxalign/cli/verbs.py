@@ -280,9 +280,9 @@ def analyse_credit(args: Namespace) -> int:
 def quickstart(args: Namespace) -> int:
     """Runs the demonstration."""
     stop_at(args.problems)
-    from jaxalign.quickstart import run
+    from jaxalign.quickstart.program import run
 
-    run(args.workdir, seed=args.seed)
+    run(args.workdir, seed=args.seed, jobs=args.jobs, show=args.open)
     return 0
 
 

@@ -1,5 +1,1 @@
-"""The quick start: align a tiny model in a generated world, on CPU, in minutes. See `program`."""
-
-from jaxalign.quickstart.program import run
-
-__all__ = ["run"]
+"""The quick start: a small study in a generated world, on CPU, in minutes. See `program`, `stages` and `settings`."""

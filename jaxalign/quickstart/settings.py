@@ -18,7 +18,7 @@ PAIRS = 4096
 
 CROWD: dict[str, Any] = {
     "documents": 20_000,
-    "demonstrations": 6000,
+    "demonstrations": 4000,
     "pairs": PAIRS,
     "eval_pairs": 256,
     "questions": 512,
@@ -70,21 +70,21 @@ FOREIGN_ARCHITECTURE: dict[str, Any] = {
 Numbers = Mapping[str, Mapping[str, Any]]
 
 BASE: Numbers = {
-    "optimizer": {"learning_rate": 4e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
-    "train": {"batch_size": 16, "steps": 1500, "log_every": 20},
+    "optimizer": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
+    "train": {"batch_size": 32, "steps": 1200, "log_every": 20},
 }
 SFT: Numbers = {
     "optimizer": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
-    "train": {"batch_size": 32, "steps": 600, "log_every": 10},
+    "train": {"batch_size": 32, "steps": 400, "log_every": 10},
 }
 INSTRUCT: Numbers = SFT
 FOREIGN: Numbers = {
-    "optimizer": {"learning_rate": 4e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
+    "optimizer": {"learning_rate": 2e-3, "schedule": "cosine", "warmup_ratio": 0.05, "b2": 0.98},
     "train": {"batch_size": 32, "steps": 1200, "log_every": 20},
 }
 PREFERENCES: Numbers = {
     "optimizer": {"learning_rate": 3e-4, "schedule": "linear", "warmup_ratio": 0.1},
-    "train": {"batch_size": 32, "epochs": 1.0, "log_every": 4, "eval_every": 32},
+    "train": {"batch_size": 16, "epochs": 1.0, "log_every": 8, "eval_every": 64},
 }
 
 LOGGING: dict[str, Any] = {"tensorboard": False, "progress": False}
@@ -95,6 +95,11 @@ OPTIONS: dict[str, dict[str, Any]] = {"dpo": {"beta": 0.5}}
 
 LEARNING_RATES: dict[str, float] = {}
 """A method's learning rate where that of `PREFERENCES` does not fit."""
+
+
+METHODS = ("dpo", "ipo", "kto", "cpo")
+BETAS = (0.1, 0.5)
+"""Of the quick start's study."""
 
 
 def preferences(method: str) -> Numbers:

@@ -33,11 +33,9 @@ def prepare(world: str | Path, seed: int = 0) -> None:
       ConfigError: the folder holds the world of another seed or version.
     """
     folder = Path(world)
+    check_world(folder, seed)
     for name, expected in crowds(seed).items():
-        summary = folder / name / "world.json"  # written last
-        if summary.is_file():
-            _check_same(folder, json.loads(summary.read_text(encoding="utf-8"))["world"], asdict(expected))
-        else:
+        if not (folder / name / "world.json").is_file():  # it is written last
             write_world(folder / name, expected)
     for name, architecture, crowd in (
         ("start", settings.ARCHITECTURE, "crowd"),
@@ -58,15 +56,21 @@ def write_architecture(folder: Path, architecture: dict[str, object], tokenizer_
         path.write_text(text, encoding="utf-8")
 
 
-def _check_same(folder: Path, found: dict[str, object], expected: dict[str, object]) -> None:
-    """Another world's files are not overwritten: models beside them were trained on them."""
-    if found != expected:
-        changed = [
-            f"{name} was {found.get(name)!r}, is {value!r}"
-            for name, value in expected.items()
-            if found.get(name) != value
-        ]
+def check_world(folder: Path, seed: int) -> None:
+    """Another world's files are not overwritten: models beside them were trained on them.
+
+    Raises:
+      ConfigError: the folder holds the world of another seed or version.
+    """
+    changed = []
+    for name, world in crowds(seed).items():
+        summary = folder / name / "world.json"
+        if summary.is_file():
+            found, expected = json.loads(summary.read_text(encoding="utf-8"))["world"], asdict(world)
+            both = sorted(found.keys() | expected.keys())
+            pairs = [(key, found.get(key), expected.get(key)) for key in both]
+            changed += [f"{name}: {key} was {old!r}, is {new!r}" for key, old, new in pairs if old != new]
+    if changed:
         raise ConfigError(
-            f"{folder} holds another world ({'; '.join(changed) or 'of another version'}). Give another folder, or "
-            "remove this one."
+            f"{folder} holds another world ({'; '.join(changed)}). Give another folder, or remove this one."
         )

@@ -32,7 +32,7 @@ class World:
     Attributes:
       seed: of everything random.
       demonstrations: prompts that the crowd answered, for SFT.
-      documents: lines of plain text in which the crowd answers two questions each, for pretraining.
+      documents: lines of plain text, each a question that the crowd answered, for pretraining.
       pairs: prompts with two answers of the crowd, judged, for preference optimization.
       eval_pairs: the same on held-out lists.
       questions: held-out prompts to measure exact match on.
@@ -62,7 +62,7 @@ class WorldFiles:
 
     Attributes:
       demonstrations: ``{"messages": [user, assistant], "task"}`` rows for SFT.
-      documents: ``{"text"}`` rows for pretraining: no chat format, no roles.
+      documents: ``{"prompt", "completion"}`` rows for pretraining, plain text: no chat format, no roles.
       pairs: ``{"prompt", "chosen", "rejected", "task"}`` rows, conversational.
       eval_pairs: the same, held out.
       questions: ``{"prompt", "task", "answer"}`` rows, held out; prompt and answer are plain text.
@@ -133,9 +133,9 @@ def judged_pair(world: World, question: Question, rng: random.Random) -> PairRow
         return PairRow(question, texts[better], texts[1 - better])
 
 
-def document(world: World, asked: Iterable[Question], rng: random.Random) -> str:
-    """Plain text of the crowd: ``"Sort: fox cat hen = cat fox hen ; Count: ant bee = 2"``."""
-    return " ; ".join(f"{question.prompt} = {crowd_answer(world, question, rng)}" for question in asked)
+def document(world: World, question: Question, rng: random.Random) -> dict[str, str]:
+    """A line of plain text in two parts: ``"Sort: fox cat hen ="`` and ``"cat fox hen"``."""
+    return {"prompt": f"{question.prompt} =", "completion": crowd_answer(world, question, rng)}
 
 
 def write_world(folder: str | Path, world: World) -> WorldFiles:
@@ -155,14 +155,15 @@ def write_world(folder: str | Path, world: World) -> WorldFiles:
     demonstrations = [(q, crowd_answer(world, q, rng)) for q in islice(stream, world.demonstrations)]
     pairs = [judged_pair(world, q, rng) for q in islice(stream, world.pairs)]
     documents_rng = random.Random(f"documents {world.seed}")
-    documents = [document(world, islice(stream, 2), documents_rng) for _ in range(world.documents)]
+    documents = [document(world, q, documents_rng) for q in islice(stream, world.documents)]
     stream = questions(world, evaluation=True)
     asked = list(islice(stream, world.questions))
     eval_pairs = [judged_pair(world, q, rng) for q in islice(stream, world.eval_pairs)]
 
     texts = [text for q, response in demonstrations for text in (q.prompt, response)]
     texts += [text for pair in pairs for text in (pair.question.prompt, pair.chosen, pair.rejected)]
-    tokenizer = train_tokenizer([*texts, *documents])
+    texts += [text for row in documents for text in row.values()]
+    tokenizer = train_tokenizer(texts)
     tokenizer.save_pretrained(folder / "tokenizer")
 
     files = WorldFiles(
@@ -185,7 +186,7 @@ def write_world(folder: str | Path, world: World) -> WorldFiles:
     _write(
         files.demonstrations, ({"messages": [_user(q), _assistant(text)], "task": q.task} for q, text in demonstrations)
     )
-    _write(files.documents, ({"text": text} for text in documents))
+    _write(files.documents, documents)
     _write(files.pairs, map(_pair_row, pairs))
     _write(files.eval_pairs, map(_pair_row, eval_pairs))
     _write(files.questions, ({"prompt": q.prompt, "task": q.task, "answer": q.answer} for q in asked))
