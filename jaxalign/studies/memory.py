@@ -19,8 +19,8 @@ Measured against `jax.stages.Compiled.memory_analysis` (arguments plus temporari
 * compiled ahead of time for v5e:8x8 (libtpu 0.0.52), Mistral-7B, remat ``full``: one row of 2048 tokens on each chip
   with a live reference 3.62 GiB, estimated 4.02 (11 % too much); four rows with a cached one 5.93 GiB, estimated 6.88
   (16 % too much);
-* on eight simulated CPU devices, 25 million parameters, float32, every remat, one and four micro-batches, rows of 512
-  to 2048 tokens: from 10 % too little to 8 % too much.
+* on eight simulated CPU devices, 4 and 25 million parameters, float32, every remat, one and four micro-batches, rows of
+  512 to 2048 tokens: from 10 % too little to 17 % too much.
 
 Other compilers share memory between arrays in other ways; GPUs were not measured.
 """
@@ -172,7 +172,8 @@ def _per_token(decoder: DecoderConfig, remat: str, tensor: int, row: int) -> tup
     # Each block of queries keeps the keys and values up to its own end.
     bands = LOOP_BANDS if row > LOOPED_LENGTH else min(MOST_BLOCKS, math.ceil(row / SMALLEST_BLOCK))
     everything = products + 6 * width + 5 * query + 2 * mlp + (bands + 1) * query
-    kept = {"none": everything, "dots": width + products, "full": width, "forward": width}[remat]
+    unfused = 2 * width + 3 * query + 2 * mlp  # casts, masks and products that are kept where nothing is made again
+    kept = {"none": everything + unfused, "dots": width + products, "full": width, "forward": width}[remat]
     return kept, everything if remat in ("full", "dots") else products
 
 
