@@ -151,7 +151,7 @@ def test_a_model_does_not_drift_from_itself_and_ranks_as_by_hand(world, model, t
     )
     values = same.metrics["kl"].values
     assert values is not None
-    assert np.abs(values).max() < 1e-3
+    assert np.abs(np.array(values, float)).max() < 1e-3
     assert other.metrics["kl"].value > 0.01
     assert same.metrics["exact"].n == SIZES["questions"]
     assert same.metrics["ranking"].values == other.metrics["ranking"].values

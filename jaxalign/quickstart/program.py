@@ -78,7 +78,7 @@ def has_display() -> bool:
 
 def table(made: Sequence[Mapping[str, Any]]) -> str:
     """What was measured, a line for each model, as text for the terminal."""
-    lines = [("start", "method", "beta", "reference", *HEADS.values())]
+    lines: list[tuple[str, ...]] = [("start", "method", "beta", "reference", *HEADS.values())]
     for row in made:
         labels = row["labels"]
         cells = [str(labels.get(name, "")) for name in ("start", "method", "beta", "reference")]

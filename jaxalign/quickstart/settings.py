@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxalign.methods import Layout, get_method
+
 MAX_LENGTH = 32
 """Longest prompt plus completion, in tokens: more than any of the world's."""
 
@@ -103,13 +105,12 @@ BETAS = (0.1, 0.5)
 
 
 def preferences(method: str) -> Numbers:
-    """The sections of a method that learns from the pairs."""
-    rate = LEARNING_RATES.get(method)
-    return (
-        PREFERENCES
-        if rate is None
-        else {**PREFERENCES, "optimizer": {**PREFERENCES["optimizer"], "learning_rate": rate}}
-    )
+    """The sections of a method that learns from the pairs. One that reads single answers gets both of each pair."""
+    optimizer, train = dict(PREFERENCES["optimizer"]), dict(PREFERENCES["train"])
+    optimizer["learning_rate"] = LEARNING_RATES.get(method, optimizer["learning_rate"])
+    if get_method(method).layout is Layout.UNPAIRED:
+        train["batch_size"] *= 2
+    return {"optimizer": optimizer, "train": train}
 
 
 def sections(method: str, workdir: str | Path, seed: int = 0) -> dict[str, dict[str, Any]]:
