@@ -1,185 +1,312 @@
-"""Small charts as inline SVG: colours come from the page's style sheet, so that light and dark both read well."""
+"""Small multiples: panels side by side on common axes, with lines, interval bands and marks; rows of dots."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
-WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 20, 12, 38
-FLOOR = HEIGHT - BOTTOM
+from jaxalign.studies.marks import Axis, axis, mark, short, spread, stroke, text
 
 Point = tuple[float, float]
+WIDE, TALL = 330, 226
+RIGHT, TOP, BOTTOM = 12, 24, 38
 
 
 @dataclass(frozen=True)
-class Series:
-    """One line of a chart.
+class Curve:
+    """A line of a panel.
 
     Attributes:
-      name: in the legend.
-      points: ``(x, y)``, x ascending.
-      style: CSS class that gives it its colour.
-      dots: draw a mark at each point, for values measured seldom.
+      name: of it, written at its end.
+      points: ``(x, y)``, in the order in which they are joined.
+      style: CSS class that gives it colour and mark.
+      band: ``(x, low, high)`` of its interval; empty where unknown.
+      spans: draw the interval as a bar at each point instead of a band; with `across`, also that of x.
+      across: ``(low, high)`` of each point's x.
+      marks: draw a mark at each point.
+      joined: draw the line between them.
+      notes: what readers see who point at a mark, one a point.
+      tags: words beside the marks, one a point.
+      shift: how far to the right of its place it is drawn, in the picture's units.
     """
 
     name: str
     points: Sequence[Point]
     style: str
-    dots: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
+    spans: bool = False
+    across: Sequence[tuple[float, float]] = ()
+    marks: bool = True
+    joined: bool = True
+    notes: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
-class Span:
-    """A measured share with its interval, in a row of an interval chart.
+class Level:
+    """A value that holds at every x, as a dashed line over the panel: a model before alignment.
 
     Attributes:
-      value: the share, 0 to 1.
-      low: lower end of its interval.
+      name: of it.
+      value: y.
+      low: lower end of its interval, or the value.
       high: upper end.
-      style: CSS class that gives it its colour.
-      note: what a reader sees who points at it.
+      style: CSS class.
     """
 
+    name: str
     value: float
     low: float
     high: float
     style: str
-    note: str
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that cover the range, about `count` of them."""
-    if not high > low:
-        high = low + 1.0
-    raw = (high - low) / count
-    scale = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
+@dataclass(frozen=True)
+class Panel:
+    """One picture of several.
+
+    Attributes:
+      title: which setting it shows; may be empty.
+      curves: its lines.
+      levels: its horizontal lines.
+    """
+
+    title: str
+    curves: Sequence[Curve]
+    levels: Sequence[Level] = ()
 
 
-def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, include: Sequence[float] = ()) -> str:
-    """Lines over a common x axis from 0, with a legend.
+def panels(
+    title: str,
+    pictures: Sequence[Panel],
+    *,
+    x: str,
+    y: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    share_y: bool = False,
+    marks_x: Sequence[float] = (),
+    include: Sequence[float] = (),
+    names: bool = True,
+    size: tuple[int, int] = (WIDE, TALL),
+) -> str:
+    """Panels on common axes.
 
     Args:
-      title: what it shows, in words, for readers who do not see it.
-      series: the lines; those without points are left out.
+      title: what they show, in words, for readers who do not see them.
+      pictures: the panels; those without a point are left out.
       x: name and unit of the x axis.
       y: name and unit of the y axis.
-      include: values that the y axis reaches whatever the lines do.
+      log_x: x is logarithmic.
+      log_y: y is.
+      share_y: y is a share, shown in per cent.
+      marks_x: values of x to name.
+      include: values that the y axis reaches in any case.
+      names: write the curves' names at their ends.
+      size: width and height of one, in its own units: letters are 11 high.
     """
-    series = [line for line in series if line.points]
-    if not series:
-        return f'<p class="none">{escape(title)}: nothing was recorded.</p>'
-    end = max(px for line in series for px, _ in line.points) or 1
-    ys = [*include, *(py for line in series for _, py in line.points)]
-    marks = ticks(min(ys), max(ys))
-
-    def at(px: float, py: float) -> tuple[float, float]:
-        across = LEFT + (WIDTH - LEFT - RIGHT) * px / end
-        return round(across, 1), round(TOP + (FLOOR - TOP) * (marks[-1] - py) / (marks[-1] - marks[0]), 1)
-
-    parts = [_open(title, WIDTH, HEIGHT), _axis_names(x, y)]
-    parts += [_level(at(0, value)[1], _short(value)) for value in marks]
-    parts += [_text("tick", at(value, 0)[0], FLOOR + 15, _short(value)) for value in ticks(0, end) if value <= end]
-    for line in series:
-        places = [at(*point) for point in line.points]
-        path = " ".join(f"{across},{down}" for across, down in places)
-        parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
-        if line.dots:
-            for (across, down), (px, py) in zip(places, line.points, strict=True):
-                note = escape(f"{line.name}, {x} {_short(px)}: {py:.4g}")
-                mark = f'<circle class="dot {line.style}" cx="{across}" cy="{down}" r="3.5">'
-                parts.append(f"{mark}<title>{note}</title></circle>")
-    return "".join(parts) + "</svg>" + legend({line.name: line.style for line in series})
+    pictures = [p for p in (_finite(picture, log_x, log_y) for picture in pictures) if any(c.points for c in p.curves)]
+    if not pictures:
+        return f'<p class="none">{escape(title)}: nothing to draw.</p>'
+    curves = [curve for picture in pictures for curve in picture.curves]
+    xs = [px for curve in curves for px, _ in curve.points] + [e for c in curves for pair in c.across for e in pair]
+    ys = [py for curve in curves for _, py in curve.points] + [e for c in curves for _, *pair in c.band for e in pair]
+    ys += [end for picture in pictures for level in picture.levels for end in (level.low, level.high)] + [*include]
+    ends = [*curves, *(level for picture in pictures for level in picture.levels)]
+    longest = max(len(end.name) for end in ends) if names else 0
+    wide, tall = size
+    right = wide - RIGHT - min(7.0 * longest, 104)
+    floor = tall - BOTTOM
+    up = axis(ys, floor, TOP, share=share_y, log=log_y)
+    left = 14 + 6.4 * max(len(up.text(value)) for value in up.marks)
+    across = axis([v for v in xs if v > 0] if log_x else xs, left, right, log=log_x, marks=marks_x)
+    drawn = [_panel(title, picture, across, up, x, y, names, size) for picture in pictures]
+    return grid(drawn)
 
 
-def interval_chart(title: str, rows: Mapping[str, Sequence[Span]], *, x: str) -> str:
-    """Shares from 0 to 100 % with their intervals; a row for each label, its spans under one another.
+def grid(drawn: Sequence[str]) -> str:
+    """Panels beside one another; few ones are larger."""
+    size = {1: " one", 2: " two"}.get(len(drawn), "")
+    return f'<div class="panels{size}">{"".join(drawn)}</div>'
+
+
+def unwrapped(drawn: str) -> list[str]:
+    """The panels of a drawn picture, to be put into another grid."""
+    return [f'<div class="panel">{part}' for part in drawn.removesuffix("</div>").split('<div class="panel">')[1:]]
+
+
+def _panel(
+    title: str, picture: Panel, across: Axis, up: Axis, x: str, y: str, names: bool, size: tuple[int, int]
+) -> str:
+    whole = f"{title}: {picture.title}" if picture.title else title
+    parts = [text("axis", 6, 12, y, "start")]
+    for value in up.marks:
+        parts += [stroke("grid", across.start, up.at(value), across.end, up.at(value))]
+        parts += [text("tick", across.start - 6, up.at(value) + 3.5, up.text(value), "end")]
+    for value in across.marks:
+        parts.append(stroke("notch", across.at(value), up.start, across.at(value), up.start + 4))
+    parts += [text("tick", place, up.start + 16, words) for place, words in _apart(across)]
+    parts.append(text("axis", (across.start + across.end) / 2, up.start + 33, x))
+    for level in picture.levels:
+        top, bottom = up.at(level.high), up.at(level.low)
+        box = f'x="{across.start:g}" y="{top:g}" width="{across.end - across.start:g}" height="{bottom - top:.1f}"'
+        note = f"<title>{escape(level.name)}: {up.text(level.value)}</title>"
+        parts.append(f'<g>{note}<rect class="band {level.style}" {box}/>')
+        parts.append(
+            stroke(f"line level {level.style}", across.start, up.at(level.value), across.end, up.at(level.value))
+        )
+        parts.append("</g>")
+    parts += [part for curve in picture.curves for part in _curve(curve, across, up)]
+    if names:
+        parts += _names(picture, across, up)
+    words = f'<p class="panel-title">{escape(picture.title)}</p>' if picture.title else ""
+    svg = f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(whole, quote=True)}">'
+    return f'<div class="panel">{words}{svg}{"".join(parts)}</svg></div>'
+
+
+def _curve(curve: Curve, across: Axis, up: Axis) -> list[str]:
+    places = [(across.at(px) + curve.shift, up.at(py)) for px, py in curve.points]
+    parts = []
+    if curve.band and curve.spans:
+        for px, low, high in curve.band:
+            at = across.at(px) + curve.shift
+            parts.append(stroke(f"span {curve.style}", at, up.at(low), at, up.at(high)))
+        for (_, down), (low, high) in zip(places, curve.across, strict=False):
+            parts.append(stroke(f"span {curve.style}", across.at(low), down, across.at(high), down))
+    elif len(curve.band) > 1:
+        lower = [(across.at(px), up.at(low)) for px, low, _ in curve.band]
+        upper = [(across.at(px), up.at(high)) for px, _, high in curve.band]
+        edge = " ".join(f"{a:g},{b:g}" for a, b in [*upper, *reversed(lower)])
+        parts.append(f'<polygon class="band {curve.style}" points="{edge}"/>')
+    elif curve.band:
+        (px, low, high) = curve.band[0]
+        parts.append(stroke(f"span {curve.style}", across.at(px), up.at(low), across.at(px), up.at(high)))
+    if curve.joined and len(places) > 1:
+        path = " ".join(f"{a:g},{b:g}" for a, b in places)
+        parts.append(f'<polyline class="line {curve.style}" points="{path}"/>')
+    if curve.marks:
+        for i, (a, b) in enumerate(places):
+            px, py = curve.points[i]
+            note = curve.notes[i] if i < len(curve.notes) else f"{curve.name}: {short(px)}, {up.text(py)}"
+            parts.append(mark(curve.style, a, b, note))
+            if curve.tags:
+                parts.append(text("tick", a + 7, b - 7, curve.tags[i], "start"))
+    return parts
+
+
+def _names(picture: Panel, across: Axis, up: Axis) -> list[str]:
+    """Each line's name at its end, moved apart where they meet."""
+    ends = [(curve.name, curve.style, up.at(curve.points[-1][1])) for curve in picture.curves if curve.points]
+    ends += [(level.name, level.style, up.at(level.value)) for level in picture.levels]
+    downs = spread([down for _, _, down in ends], 12, up.end + 2, up.start)
+    return [
+        text(f"name {style}", across.end + 6, down + 4, name if len(name) <= 16 else name[:15] + "…", "start")
+        for (name, style, _), down in zip(ends, downs, strict=True)
+    ]
+
+
+def _apart(across: Axis) -> list[tuple[float, str]]:
+    """The named numbers of an x axis whose texts do not run into one another, the first and last kept."""
+    found: list[tuple[float, str]] = []
+    places = [(across.at(value), across.text(value)) for value in across.marks]
+    for i, (place, words) in enumerate(places):
+        room = 3.2 * (len(words) + (len(found[-1][1]) if found else 0)) + 6
+        if not found or place - found[-1][0] >= room:
+            found.append((place, words))
+        elif i == len(places) - 1 and len(found) > 1:
+            found[-1] = (place, words)
+    return found
+
+
+def _finite(picture: Panel, log_x: bool, log_y: bool) -> Panel:
+    """Without points that cannot be drawn."""
+
+    def fine(*values: float) -> bool:
+        return all(math.isfinite(value) for value in values)
+
+    curves = []
+    for curve in picture.curves:
+        keep = [
+            i
+            for i, (px, py) in enumerate(curve.points)
+            if fine(px, py) and (px > 0 or not log_x) and (py > 0 or not log_y)
+        ]
+        curves.append(
+            replace(
+                curve,
+                points=[curve.points[i] for i in keep],
+                across=[curve.across[i] for i in keep] if curve.across else (),
+                notes=[curve.notes[i] for i in keep] if curve.notes else (),
+                tags=[curve.tags[i] for i in keep] if curve.tags else (),
+                band=[part for part in curve.band if fine(*part) and (part[0] > 0 or not log_x)],
+            )
+        )
+    return replace(picture, curves=[curve for curve in curves if curve.points])
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value in a row of dots.
+
+    Attributes:
+      value: the number.
+      style: CSS class that gives it colour and mark.
+      note: what a reader sees who points at it.
+      low: lower end of its interval; None where unknown.
+      high: upper end.
+    """
+
+    value: float
+    style: str
+    note: str
+    low: float | None = None
+    high: float | None = None
+
+
+def dot_rows(
+    title: str, rows: Mapping[str, Sequence[Dot]], *, x: str, share: bool = False, include: Sequence[float] = ()
+) -> str:
+    """Dots along a common axis, a row for each label: how several models do in several categories.
 
     Args:
       title: what it shows, in words.
-      rows: label -> its spans.
-      x: name of the x axis.
+      rows: label -> its dots.
+      x: name and unit of the axis.
+      share: the values are shares.
+      include: values that the axis reaches in any case.
     """
-    left, right, width, tall, gap = 110, 24, 720, 15, 12
-    bottom = TOP + sum(len(spans) * tall + gap for spans in rows.values())
-
-    def at(share: float) -> float:
-        return round(left + (width - left - right) * share, 1)
-
-    parts = [_open(title, width, bottom + 38), _text("axis", at(0.5), bottom + 32, x)]
-    for percent in range(0, 101, 20):
-        across = at(percent / 100)
-        parts.append(f'<line class="grid" x1="{across}" x2="{across}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(_text("tick", across, bottom + 15, f"{percent} %"))
-    down = float(TOP)
-    for label, spans in rows.items():
-        parts.append(_text("label", left - 10, down + len(spans) * tall / 2 + 4, label, "end"))
-        for span in spans:
-            middle = down + tall / 2
-            line = f'x1="{at(span.low)}" x2="{at(span.high)}" y1="{middle}" y2="{middle}"'
-            dot = f'<circle class="dot {span.style}" cx="{at(span.value)}" cy="{middle}" r="4.5"/>'
-            parts.append(f'<g><title>{escape(span.note)}</title><line class="span {span.style}" {line}/>{dot}</g>')
-            down += tall
-        down += gap
-    return "".join(parts) + "</svg>"
-
-
-def histogram(title: str, groups: Mapping[str, tuple[str, Mapping[int, float]]], *, x: str, y: str) -> str:
-    """Shares by whole number, the groups' bars side by side.
-
-    Args:
-      title: what it shows, in words.
-      groups: name -> (CSS class, number -> share).
-      x: name of the numbers.
-      y: name of the shares.
-    """
-    present = {number for _, shares in groups.values() for number in shares}
-    numbers = range(min(present), max(present) + 1)
-    marks = ticks(0, max(share for _, shares in groups.values() for share in shares.values()))
-    slot = (WIDTH - LEFT - RIGHT) / len(numbers)
-    wide = slot * 0.8 / len(groups)
-    parts = [_open(title, WIDTH, HEIGHT), _axis_names(x, y)]
-    parts += [_level(FLOOR - (FLOOR - TOP) * value / marks[-1], f"{value:.0%}") for value in marks]
-    for place, number in enumerate(numbers):
-        start = LEFT + slot * (place + 0.1)
-        parts.append(_text("tick", start + slot * 0.4, FLOOR + 15, str(number)))
-        for index, (name, (style, shares)) in enumerate(groups.items()):
-            tall = (FLOOR - TOP) * shares.get(number, 0.0) / marks[-1]
-            box = f'x="{start + index * wide:.1f}" y="{FLOOR - tall:.1f}" width="{wide - 1:.1f}" height="{tall:.1f}"'
-            note = f"{escape(name)}, {number}: {shares.get(number, 0.0):.1%}"
-            parts.append(f'<rect class="bar {style}" {box}><title>{note}</title></rect>')
-    return "".join(parts) + "</svg>" + legend({name: style for name, (style, _) in groups.items()})
+    wide, tall, left = WIDE, 26, 16 + 6.4 * max((len(label[:24]) for label in rows), default=0)
+    ends = [e for dots in rows.values() for d in dots for e in (d.value, d.low, d.high) if e is not None]
+    if not ends:
+        return f'<p class="none">{escape(title)}: nothing to draw.</p>'
+    floor = TOP + tall * len(rows)
+    across = axis([*ends, *include], left, wide - 16, share=share)
+    parts = []
+    for value in across.marks:
+        parts.append(stroke("grid", across.at(value), TOP - 6, across.at(value), floor))
+        parts.append(text("tick", across.at(value), floor + 15, across.text(value)))
+    parts.append(text("axis", (left + across.end) / 2, floor + 32, x))
+    for i, (label, dots) in enumerate(rows.items()):
+        middle = TOP + tall * (i + 0.5) - 3
+        parts.append(text("label", left - 10, middle + 4, label if len(label) <= 24 else label[:23] + "…", "end"))
+        if dots:
+            places = [across.at(dot.value) for dot in dots]
+            parts.append(stroke("reach", min(places), middle, max(places), middle))
+        for dot in dots:
+            if dot.low is not None and dot.high is not None:
+                parts.append(stroke(f"span {dot.style}", across.at(dot.low), middle, across.at(dot.high), middle))
+        parts += [mark(dot.style, across.at(dot.value), middle, dot.note) for dot in dots]
+    svg = f'<svg viewBox="0 0 {wide} {floor + 40}" role="img" aria-label="{escape(title, quote=True)}">'
+    return f"{svg}{''.join(parts)}</svg>"
 
 
-def legend(styles: Mapping[str, str]) -> str:
-    """Names beside their colours."""
-    keys = "".join(f'<span><i class="key {style}"></i>{escape(name)}</span>' for name, style in styles.items())
-    return f'<div class="legend">{keys}</div>'
-
-
-def _open(title: str, width: float, height: float) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title, quote=True)}">'
-
-
-def _text(style: str, across: float, down: float, text: str, anchor: str = "middle") -> str:
-    return f'<text class="{style}" x="{across:.1f}" y="{down:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _level(down: float, text: str) -> str:
-    """A horizontal line of the grid with its number."""
-    line = f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down:.1f}" y2="{down:.1f}"/>'
-    return line + _text("tick", LEFT - 6, down + 3.5, text, "end")
-
-
-def _axis_names(x: str, y: str) -> str:
-    turned = f'<g transform="translate(11 {(TOP + FLOOR) / 2}) rotate(-90)">{_text("axis", 0, 0, y)}</g>'
-    return _text("axis", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x) + turned
-
-
-def _short(value: float) -> str:
-    return f"{value:g}" if abs(value) < 10_000 else f"{value:,.0f}"
+def forest(value: float, low: float | None, high: float | None, scale: Axis, style: str, *, zero: bool = False) -> str:
+    """A value and its interval as a small picture for a table's cell."""
+    parts = [stroke("zero", scale.at(0), 1, scale.at(0), 17)] if zero else []
+    if low is not None and high is not None:
+        parts.append(stroke(f"span {style}", scale.at(low), 9, scale.at(high), 9))
+    parts.append(mark(style, scale.at(value), 9))
+    return f'<svg class="forest" viewBox="0 0 140 18" aria-hidden="true">{"".join(parts)}</svg>'

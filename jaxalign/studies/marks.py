@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from jaxalign.studies.charts import ticks
-
 _SHAPES = {
     "k0": "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0Z",  # a disc
     "k1": "M-3.6,-3.6H3.6V3.6H-3.6Z",  # a square
@@ -86,6 +84,17 @@ def axis(
         return Axis(low - margin, high + margin, start, end, False, tuple(marks), share)
     named = ticks(low, high, count)
     return Axis(named[0], named[-1], start, end, False, tuple(named), share)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that cover the range, about `count` of them."""
+    if not high > low:
+        high = low + 1.0
+    raw = (high - low) / count
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
 
 
 def _powers(low: float, high: float) -> tuple[float, ...]:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
+from jaxalign.studies.charts import Curve, Dot, Level, Panel, dot_rows, grid, panels
 from jaxalign.studies.comparisons import Estimate, estimate
 from jaxalign.studies.marks import key
-from jaxalign.studies.panels import Curve, Dot, Level, Panel, dot_rows, grid, panels
 from jaxalign.studies.report_style import RAMP
 from jaxalign.studies.report_tables import head, table
 from jaxalign.studies.results import Group, Results
@@ -197,6 +197,9 @@ def _frontier(results: Results, name: str) -> str:
         pictures.append(Panel(short_setting(labels), lines, levels))
     if not any(panel.curves for panel in pictures):
         return ""
+    crowded = max(len(panel.curves) for panel in pictures) > MOST_BANDS
+    if crowded:
+        pictures = [Panel(p.title, [replace(line, across=()) for line in p.curves], p.levels) for p in pictures]
     log = min(spread_x) > 0 and max(spread_x) / min(spread_x) > 30
     drawn = panels(
         f"{metric_name(results.headline)} against divergence",
@@ -208,10 +211,9 @@ def _frontier(results: Results, name: str) -> str:
         names=False,
     )
     order = f" Lines join neighbouring values of {numeric[0]}." if len(numeric) == 1 else ""
-    caption = (
-        f"{metric_name(name)}. Up and to the left is better: more score for less divergence.{order} Bars are 95 % "
-    )
-    caption += f"intervals.{_too_many(found)}"
+    bars = " Bars are 95 % intervals" + (" of the score." if crowded else ".")
+    caption = f"{metric_name(name)}. Up and to the left is better: more score for less divergence.{order}{bars}"
+    caption += _too_many(found)
     return figure(drawn, escape(caption), "" if along else legend(results, [v for v in seen if v is not None]))
 
 

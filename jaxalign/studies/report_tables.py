@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from jaxalign.studies.charts import forest
 from jaxalign.studies.comparisons import Difference, Estimate, by_setting, estimate, over_settings
 from jaxalign.studies.marks import Axis, axis, mark, short, stroke, text
-from jaxalign.studies.panels import forest
 from jaxalign.studies.results import SEED, Group, Results, degenerate, is_number
 from jaxalign.studies.study import Label
 from jaxalign.studies.tables import ALIKE, APART, BEST, DEGENERATE, Line, letter, main_table, p_of

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.studies.charts import Curve, Panel, grid, panels, unwrapped
 from jaxalign.studies.marks import key
-from jaxalign.studies.panels import Curve, Panel, grid, panels, unwrapped
 from jaxalign.studies.report_pictures import figure
 from jaxalign.studies.results import Results, Row, canonical
 from jaxalign.studies.study import Label
