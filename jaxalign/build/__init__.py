@@ -5,7 +5,7 @@ Each function is what a verb of the command does, and can be called from Python 
 
 from jaxalign.build.analyse import token_credit, token_shift
 from jaxalign.build.data import CheckedData, check_data
-from jaxalign.build.evaluate import evaluate
+from jaxalign.build.evaluate import evaluate, evaluate_examples
 from jaxalign.build.export import convert
 from jaxalign.build.generate import generate
 from jaxalign.build.generations import Sampling, generations
@@ -21,6 +21,7 @@ __all__ = [
     "check_data",
     "convert",
     "evaluate",
+    "evaluate_examples",
     "generate",
     "generations",
     "mt_bench",

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.build.data import (
     CheckedData,
@@ -25,7 +26,14 @@ from jaxalign.build.reference import RunReference, make_reference, plan_referenc
 from jaxalign.config import RunConfig
 from jaxalign.data.pipeline import ordered_iterator
 from jaxalign.errors import ConfigError, DataError, did_you_mean
-from jaxalign.evaluation.preferences import evaluate_preferences, make_eval_step, metric_names
+from jaxalign.evaluation.preferences import (
+    Summary,
+    evaluate_preferences,
+    make_eval_step,
+    metric_names,
+    preference_metrics,
+    preference_values,
+)
 from jaxalign.methods import Method, get_method
 from jaxalign.models.config_json import checkpoint_kind, read_config
 from jaxalign.models.huggingface import resolve as resolve_model
@@ -35,12 +43,18 @@ from jaxalign.types import Variables
 
 _log = logging.getLogger("jaxalign")
 
-Evaluator = Callable[[Variables, Any, Mapping[str, Any], Mapping[str, Any] | None], Mapping[str, float]]
+Evaluator = Callable[[Variables, Any, Mapping[str, Any], Mapping[str, Any] | None], Mapping[str, Any]]
 """``(variables, reference_state, frozen, method_state) -> metrics``."""
 
 
 def make_evaluator(
-    config: RunConfig, data: CheckedData, policy: Policy, method: Method, reference: RunReference, plan: MeshPlan
+    config: RunConfig,
+    data: CheckedData,
+    policy: Policy,
+    method: Method,
+    reference: RunReference,
+    plan: MeshPlan,
+    summary: Summary = preference_metrics,
 ) -> Evaluator:
     """Held-out evaluation of a run, compiled at its first use."""
     step = jax.jit(make_eval_step(policy, method, reference.reference), out_shardings=plan.replicated)
@@ -60,7 +74,7 @@ def make_evaluator(
         reference_state: Any,
         frozen: Mapping[str, Any],
         method_state: Mapping[str, Any] | None,
-    ) -> Mapping[str, float]:
+    ) -> Mapping[str, Any]:
         rows = (plan.put_rows(b.rows, b.global_rows, b.first_row) for b in ordered_iterator(batches, packer))
         return evaluate_preferences(
             step,
@@ -71,6 +85,7 @@ def make_evaluator(
             reference_state=reference_state,
             frozen=frozen,
             method_state=method_state,
+            summary=summary,
         )
 
     return evaluate
@@ -109,6 +124,39 @@ def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | 
       DataError: the run has no held-out data.
       ConfigError: the configuration is wrong, or a moving reference cannot be had any more.
     """
+    found, count = _held_out(config, workdir, model, preference_metrics)
+    metrics = {f"eval_{name}": value for name, value in found.items()}
+    if workdir and jax.process_index() == 0:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        folder = model or str(Path(workdir) / "export")
+        record = {"model": folder, "examples": count, "metrics": metrics}
+        (Path(workdir) / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return metrics
+
+
+def evaluate_examples(
+    config: RunConfig, workdir: str | Path | None = None, model: str | None = None
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """`evaluate`, with the examples' own values. Nothing is written.
+
+    The arguments, and what is raised, are those of `evaluate`.
+
+    Returns:
+      the metrics; and of those that are plain means over examples the values, ``[N]`` each, by the same names.
+    """
+
+    def summary(*scored: Any) -> dict[str, Any]:
+        return {"metrics": preference_metrics(*scored), "values": preference_values(*scored)}
+
+    found, _ = _held_out(config, workdir, model, summary)
+    metrics, values = ({f"eval_{name}": each for name, each in found[part].items()} for part in ("metrics", "values"))
+    return metrics, values
+
+
+def _held_out(
+    config: RunConfig, workdir: str | Path | None, model: str | None, summary: Summary
+) -> tuple[Mapping[str, Any], int]:
+    """What is told of a model's scores of the held-out examples, and how many these are."""
     config = settled(config)
     if config.reference.mode == "moving":
         raise ConfigError(
@@ -130,19 +178,14 @@ def evaluate(config: RunConfig, workdir: str | Path | None = None, model: str | 
         variables = start() if folder is None else load_folder(resolve_model(folder), policy, plan)
         if folder is not None:
             _warn_of_random_head(resolve_model(folder), policy, method)
-        evaluator = make_evaluator(config, data, policy, method, reference, plan)
+        evaluator = make_evaluator(config, data, policy, method, reference, plan, summary)
         found = evaluator(
             variables,
             reference.reference.init(variables),
             {"reference": reference.variables},
             _method_state(workdir) if model is None else None,
         )
-    metrics = {f"eval_{name}": value for name, value in found.items()}
-    if workdir and jax.process_index() == 0:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        record = {"model": folder or config.model.path, "examples": len(data.held_out), "metrics": metrics}
-        (Path(workdir) / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return metrics
+    return found, len(data.held_out)
 
 
 def _warn_of_random_head(folder: Path, policy: Policy, method: Method) -> None:

@@ -25,7 +25,7 @@ from jaxalign.training.mesh import programs_in_flight
 from jaxalign.training.readings import by_example, read, sums, wants_logps
 from jaxalign.training.references import Reference
 from jaxalign.training.scoring import completion_lengths
-from jaxalign.types import Rows, Variables, Weighted
+from jaxalign.types import LossOutput, Rows, Variables, Weighted
 
 
 @jax.tree_util.register_dataclass
@@ -54,6 +54,10 @@ class CompletionScores:
 
 EvalStep = Callable[[Variables, Any, Mapping[str, Any], Rows], CompletionScores]
 """``(variables, reference_state, frozen, rows) -> CompletionScores``."""
+
+
+Summary = Callable[[Method, Mapping[str, Any], CompletionScores, Mapping[str, Any] | None], dict[str, Any]]
+"""``(method, options, scores, method_state) -> what is told of them``."""
 
 
 def make_eval_step(policy: Any, method: Method, reference: Reference) -> EvalStep:
@@ -144,6 +148,49 @@ def preference_metrics(
       scores: from `collect`.
       state: the method's running statistics, which stay as they are; None = those before the first step.
     """
+    output = _apply(method, options, scores, state)
+    metrics = {"loss": _mean(output.losses, output.weights)}
+    for name, value in output.metrics.items():
+        values, weights = value if isinstance(value, Weighted) else (value, np.ones_like(value))
+        if weights.any():
+            metrics[name] = _mean(values, weights)
+    if {"rewards/chosen", "rewards/rejected"} <= metrics.keys() and "rewards/margins" not in metrics:
+        metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+    metrics |= {name: float(values.mean()) for name, values in _ranking(method, scores).items()}
+    metrics |= _distances(method, scores)
+    broken = {name: value for name, value in metrics.items() if not np.isfinite(value)}
+    if broken:
+        raise NumericsError(
+            "evaluation: not finite: " + ", ".join(f"{name} = {value}" for name, value in broken.items())
+        )
+    return metrics
+
+
+def preference_values(
+    method: Method,
+    options: Mapping[str, Any],
+    scores: CompletionScores,
+    state: Mapping[str, Any] | None = None,
+) -> dict[str, np.ndarray]:
+    """The examples' own values, ``[N]`` float64, of those metrics of `preference_metrics` that are plain means of them.
+
+    What is a mean over some of the examples, or a ratio of sums, is left out. The arguments are those of
+    `preference_metrics`.
+    """
+    output = _apply(method, options, scores, state)
+    found: dict[str, Any] = {name: value for name, value in output.metrics.items() if not isinstance(value, Weighted)}
+    if np.all(output.weights == output.weights[0]):
+        found["loss"] = output.losses
+    found |= _ranking(method, scores)
+    if method.layout is Layout.PAIRED and scores.has_reference and wants_logps(method):
+        found["kl/sequence"] = scores.policy[:, 0].astype(np.float64) - scores.reference[:, 0]
+    return {name: np.asarray(values, np.float64) for name, values in found.items()}
+
+
+def _apply(
+    method: Method, options: Mapping[str, Any], scores: CompletionScores, state: Mapping[str, Any] | None
+) -> LossOutput:
+    """The objective, once, on all examples; on the host."""
     count = len(scores.example_mask)
     # What a method draws at random is drawn by example, so that it is the same in every evaluation.
     ids = jnp.asarray(scores.columns.get("example_id", np.arange(count)))
@@ -157,21 +204,7 @@ def preference_metrics(
         state=state,
         keys=keys,
     )
-    output = jax.device_get(method.objective(**inputs, **options))
-    metrics = {"loss": _mean(output.losses, output.weights)}
-    for name, value in output.metrics.items():
-        values, weights = value if isinstance(value, Weighted) else (value, np.ones_like(value))
-        if weights.any():
-            metrics[name] = _mean(values, weights)
-    if {"rewards/chosen", "rewards/rejected"} <= metrics.keys() and "rewards/margins" not in metrics:
-        metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-    metrics |= _ranking(method, scores) | _distances(method, scores)
-    broken = {name: value for name, value in metrics.items() if not np.isfinite(value)}
-    if broken:
-        raise NumericsError(
-            "evaluation: not finite: " + ", ".join(f"{name} = {value}" for name, value in broken.items())
-        )
-    return metrics
+    return jax.device_get(method.objective(**inputs, **options))
 
 
 def evaluate_preferences(
@@ -184,7 +217,8 @@ def evaluate_preferences(
     reference_state: Any = (),
     frozen: Mapping[str, Any] | None = None,
     method_state: Mapping[str, Any] | None = None,
-) -> dict[str, float]:
+    summary: Summary = preference_metrics,
+) -> dict[str, Any]:
     """Scores every batch and applies `preference_metrics` to the whole.
 
     Args:
@@ -196,13 +230,14 @@ def evaluate_preferences(
       reference_state: a moving reference's state.
       frozen: the step's frozen tree (``reference`` for a live reference).
       method_state: the method's running statistics; None = those before the first step.
+      summary: what is told of the scores: `preference_metrics`, or `preference_values`.
 
     Raises:
       DataError: there is no example.
       NumericsError: a log-probability is not finite.
     """
     scores = collect(step(variables, reference_state, frozen or {}, rows) for rows in batches)
-    return preference_metrics(method, options, scores, method_state)
+    return summary(method, options, scores, method_state)
 
 
 def metric_names(method: Method, options: Mapping[str, Any], has_reference: bool) -> list[str]:
@@ -269,7 +304,8 @@ def _mean(values: Any, weights: Any) -> float:
     return float((counted * weights).sum() / weights.sum()) if weights.any() else float("nan")
 
 
-def _ranking(method: Method, scores: CompletionScores) -> dict[str, float]:
+def _ranking(method: Method, scores: CompletionScores) -> dict[str, np.ndarray]:
+    """Whether each pair is ranked right, ``[N]``."""
     if method.layout is not Layout.PAIRED or not wants_logps(method):
         return {}
     sources = {"": (scores.policy, scores.lengths)}
@@ -278,7 +314,7 @@ def _ranking(method: Method, scores: CompletionScores) -> dict[str, float]:
     metrics = {}
     for prefix, (logps, lengths) in sources.items():
         for suffix, values in (("", logps), ("_per_token", logps / np.maximum(lengths, 1))):
-            metrics[f"ranking/{prefix}accuracy{suffix}"] = float((values[:, 0] > values[:, 1]).mean())
+            metrics[f"ranking/{prefix}accuracy{suffix}"] = values[:, 0] > values[:, 1]
     return metrics
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from jaxalign import build
 from jaxalign.config import RunConfig, from_dict, to_dict
@@ -17,7 +20,9 @@ from jaxalign.studies.study import Measure, Subject
 from jaxalign.training.metrics import read_metrics
 
 
-def held_out(config: RunConfig | Mapping[str, Mapping[str, Any]] | None = None, *, always: bool = False) -> Measure:
+def held_out(
+    config: RunConfig | Mapping[str, Mapping[str, Any]] | None = None, *, always: bool = False, values: bool = False
+) -> Measure:
     """Loss, rewards, ranking accuracies, log-probabilities and divergence on held-out preference data.
 
     Of a trained model they are those that its last stage measured of the exported weights, on its own held-out data.
@@ -27,6 +32,8 @@ def held_out(config: RunConfig | Mapping[str, Mapping[str, Any]] | None = None, 
         did not train, and those whose last stage learned no preference (SFT). The model, and the reference where the
         method has one, are filled in.
       always: measure every model with `config`, whatever its own stage measured: the same data and the same method.
+      values: score the pairs once more and keep each pair's accuracies and divergence, so that models are compared pair
+        by pair.
     """
     tree = to_dict(config) if isinstance(config, RunConfig) else config
     if tree is not None:  # whatever model it names, the measured one takes its place
@@ -35,15 +42,15 @@ def held_out(config: RunConfig | Mapping[str, Mapping[str, Any]] | None = None, 
     def run(subject: Subject) -> Outcome:
         own = subject.config if subject.run is not None else None
         if own is not None and not always and (tree is None or _learns_preferences(own)):
-            return _recorded(subject, own)
+            return _scored_again(subject, own) if values else _recorded(subject, own)
         if tree is None:
             raise ConfigError(
                 f"held_out: {subject.model} was not trained in this study, so it has no held-out data of its own, "
                 "expected a configuration with some: held_out(config={'data': ..., 'method': ...})."
             )
-        return _evaluated(subject, tree)
+        return _evaluated(subject, tree, values)
 
-    return Measure(name="held_out", run=run, settings=configuration_settings(tree or {}, always=always))
+    return Measure(name="held_out", run=run, settings=configuration_settings(tree or {}, always=always, values=values))
 
 
 def _recorded(subject: Subject, config: RunConfig) -> Outcome:
@@ -71,7 +78,15 @@ def _recorded(subject: Subject, config: RunConfig) -> Outcome:
     )
 
 
-def _evaluated(subject: Subject, tree: Mapping[str, Mapping[str, Any]]) -> Outcome:
+def _scored_again(subject: Subject, config: RunConfig) -> Outcome:
+    """What the last stage measured, pair by pair."""
+    recorded = _recorded(subject, config)
+    found, values = build.evaluate_examples(config, subject.run)
+    count = next(iter(recorded.metrics.values())).n
+    return dataclasses.replace(recorded, metrics=_metrics(found, count, values))
+
+
+def _evaluated(subject: Subject, tree: Mapping[str, Mapping[str, Any]], keep: bool) -> Outcome:
     """What a configuration's data and method tell of a model."""
     sections = {name: dict(section) for name, section in tree.items()}
     model, reference = sections.setdefault("model", {}), sections.setdefault("reference", {})
@@ -86,7 +101,7 @@ def _evaluated(subject: Subject, tree: Mapping[str, Mapping[str, Any]]) -> Outco
         reference["cache_dir"] = cache or str(subject.out / "cache")
     config = from_dict(sections)
     data = build.check_data(config)
-    found = dict(build.evaluate(config))
+    found, values = build.evaluate_examples(config)
     notes = []
     if needed and config.reference.source in ("auto", "policy"):
         # Against itself all rewards are 0 and no pair is ranked: no finding, so nothing is told.
@@ -95,7 +110,7 @@ def _evaluated(subject: Subject, tree: Mapping[str, Mapping[str, Any]]) -> Outco
         notes.append("the model is its own reference: it has no rewards and no divergence")
     report = data.sets["eval"][1]
     return Outcome(
-        metrics=_metrics(found, report.examples),
+        metrics=_metrics(found, report.examples, values if keep else {}),
         protocol={
             "data_hash": report.data_hash,
             "template_hash": report.template_hash,
@@ -124,12 +139,21 @@ _KINDS: tuple[tuple[str, str, bool | None], ...] = (
 """How names begin, with the unit and whether higher is better; the first that fits."""
 
 
-def _metrics(found: Mapping[str, float], count: int) -> dict[str, Metric]:
-    """Held-out metrics by their names without ``eval_``. Shares of examples have a standard error."""
+def _metrics(
+    found: Mapping[str, float], count: int, values: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Metric]:
+    """Held-out metrics by their names without ``eval_``. Shares of examples have a standard error, or values."""
     metrics = {}
     for full, value in found.items():
         name = full.removeprefix("eval_")
         unit, better = next((u, b) for start, u, b in (*_KINDS, ("", "", None)) if name.startswith(start))
+        own = (values or {}).get(full) if unit == "share" or name == "kl/sequence" else None  # the others are many
+        if own is not None:
+            items = own.tolist()
+            metrics[name] = Metric(
+                value=float(own.mean()), n=len(items), values=items, higher_is_better=better, unit=unit
+            )
+            continue
         is_share = unit == "share" and 0 <= value <= 1
         stderr = math.sqrt(value * (1 - value) / count) if is_share else None
         metrics[name] = Metric(value=value, n=count, stderr=stderr, higher_is_better=better, unit=unit)

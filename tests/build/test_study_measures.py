@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 
+import numpy as np
 import pytest
 
 from jaxalign import build
@@ -46,6 +47,26 @@ def test_always_measures_the_same_of_a_trained_model(run, world, tmp_path):
     assert again.protocol == own.protocol
     for name, metric in own.metrics.items():
         assert again.metrics[name].value == pytest.approx(metric.value, abs=1e-4), name
+
+
+def test_values_of_pairs_have_the_metrics_as_their_means(run, world, tmp_path):
+    own = measures.held_out().run(subject_of(run, world, tmp_path))
+    again = measures.held_out(values=True).run(subject_of(run, world, tmp_path))
+    assert again.metrics.keys() == own.metrics.keys()
+    assert again.protocol == own.protocol
+    for name, metric in again.metrics.items():
+        assert metric.value == pytest.approx(own.metrics[name].value, abs=1e-4), name
+        if metric.values is not None:
+            assert len(metric.values) == metric.n == 8
+            assert np.mean(np.array(metric.values, float)) == pytest.approx(metric.value, abs=1e-6), name
+    kept = {name for name, metric in again.metrics.items() if metric.values is not None}
+    assert {"rewards/accuracies", "ranking/accuracy", "ranking/accuracy_per_token", "kl/sequence"} <= kept
+    metrics, values = build.evaluate_examples(run.config, run.workdir)
+    assert {"eval_loss", "eval_logps/chosen", "eval_rewards/margins"} <= values.keys() <= metrics.keys()
+    for name, each in values.items():
+        assert each.mean() == pytest.approx(metrics[name], abs=1e-5), name
+    margins = values["eval_rewards/chosen"] - values["eval_rewards/rejected"]
+    assert again.metrics["rewards/accuracies"].values == (margins > 0).astype(float).tolist()
 
 
 def test_a_start_is_measured_by_the_configuration(run, world, configure, tmp_path):
