@@ -31,10 +31,9 @@ What is not known of the paper's runs is listed in the study's notes, which ever
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from devices import laid_out
-from ml_collections import ConfigDict
 from published import ARCHITECTURES, DATASETS
 
 from jaxalign.config_transport import parse_arg
@@ -164,7 +163,7 @@ def recipe(start: str, method: str, beta: float, size: int | None, seed: int) ->
     )
 
 
-def _full(args: ConfigDict) -> Scale:
+def _full(args: Any) -> Scale:
     return Scale(
         start=STARTS.__getitem__,
         align=lambda *cell: laid_out(recipe(*cell), args.tensor, args.microbatches),
@@ -179,7 +178,7 @@ def _full(args: ConfigDict) -> Scale:
     )
 
 
-def _full_measures(args: ConfigDict) -> tuple[Measure, ...]:
+def _full_measures(args: Any) -> tuple[Measure, ...]:
     data = {
         "train": [PAIRS], "eval": [PAIRS], "train_split": "test_prefs", "eval_split": "test_prefs", "max_length": 1024,
         "max_prompt_length": 512, "on_bad": "drop",
@@ -207,7 +206,7 @@ def _formatted(make: Callable[[str | None], Measure]) -> Measure:
     return Measure(name=own.name, run=run, settings=zephyr.settings)
 
 
-def _tiny(args: ConfigDict) -> Scale:
+def _tiny(args: Any) -> Scale:
     world = args.world
     starts = {"sft": tiny.sft(world), "base": tiny.base(world), "instruct": tiny.instruct(world)}
 

@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from devices import laid_out
-from ml_collections import ConfigDict
 from published import ARCHITECTURES, DATASETS
 
 from jaxalign.config_transport import parse_arg
@@ -249,7 +248,7 @@ def _tuned(path: str) -> Stage:
     )
 
 
-def _full(args: ConfigDict) -> Scale:
+def _full(args: Any) -> Scale:
     def placed(stage: Stage) -> Stage:
         return laid_out(stage, args.tensor, args.microbatches)
 
@@ -278,7 +277,7 @@ def _full(args: ConfigDict) -> Scale:
     )
 
 
-def _full_measures(args: ConfigDict) -> tuple[Measure, ...]:
+def _full_measures(args: Any) -> tuple[Measure, ...]:
     data = {
         "train": [args.data], "eval": [args.data], "train_split": "train_prefs", "eval_split": "test_prefs",
         "max_length": 2048, "truncation": "drop", "on_bad": "drop",
@@ -293,7 +292,7 @@ def _full_measures(args: ConfigDict) -> tuple[Measure, ...]:
     return (*found, measures.alpaca_eval(args.alpaca_eval, judge, weights=args.weights or None))
 
 
-def _tiny(args: ConfigDict) -> Scale:
+def _tiny(args: Any) -> Scale:
     world = args.world
     sft = tiny.sft(world)
     betas = (2.0, 0.5, 0.1, 0.02, 0.005)

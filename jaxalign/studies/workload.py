@@ -19,7 +19,7 @@ from jaxalign.config import RunConfig, from_dict, to_dict
 from jaxalign.data.sources import expand
 from jaxalign.errors import ConfigError, DataError, ModelError
 from jaxalign.methods import Layout, get_method
-from jaxalign.models.config_json import parse_config, read_config
+from jaxalign.models.config_json import parse_config
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.studies.plan import PlannedStage
 from jaxalign.studies.study import PublishedData
@@ -70,10 +70,10 @@ def architecture_of(
 
 
 def hub_architecture(name: str, known: Mapping[str, Mapping[str, Any]]) -> DecoderConfig | None:
-    """The architecture of a folder or hub id: on disk, in the hub's cache, or told by the study."""
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        return read_config(folder)
+    """The architecture of a folder or hub id: on disk, told by the study, or in the hub's cache; None = unknown."""
+    file = Path(name).expanduser() / "config.json"
+    if file.is_file():
+        return _read(file)
     if name in known:
         return parse_config(dict(known[name]), generation={}, where=name)
     cached = cached_file(name, "config.json")
