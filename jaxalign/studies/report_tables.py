@@ -121,7 +121,7 @@ def _headline_row(results: Results, line: Line, scale: Axis | None) -> str:
     kind = ' class="best"' if line.verdict == BEST else "" if found.value is not None else ' class="gone"'
     value = f'<td class="value{"" if found.value is not None else " none"}">{escape(line.text)}</td>'
     return (
-        f"<tr{kind}>{label_cells(results, line.group.labels)}{value}<td class='words'>{line.interval}</td>"
+        f"<tr{kind}>{label_cells(results, line.group.labels)}{value}<td class='words value'>{line.interval}</td>"
         f"<td class='screen'>{picture}</td><td>{found.seeds or ''}</td><td>{found.items or ''}</td>"
         f'<td class="words">{tag}{remark}</td></tr>'
     )
