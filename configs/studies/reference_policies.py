@@ -18,6 +18,7 @@ Arguments, separated by commas; lists are joined by +:
   alpaca_eval=FILE      AlpacaEval 2's set with the baseline's outputs; without it it is not measured
   judge=URL             an OpenAI-compatible endpoint that judges it; without one only its outputs are written
   judge_model=NAME      its model; default gpt-4-1106-preview, the paper's
+  judge_prompt=FILE     what it is asked: alpaca_eval's alpaca_eval_clf.txt
   weights=FILE          alpaca_eval's df_gamed.csv, for length-controlled win rates
   tensor=1, microbatches=1   full: mesh.tensor and train.microbatches of every run; they change no result
   world=DIR             tiny: where the generated world is
@@ -120,7 +121,7 @@ class Scale(NamedTuple):
 def get_study(arg: str | None = None) -> Study:
     args = parse_arg(
         arg, scale=("full", "tiny"), part=PARTS, seeds=0, starts="", data=PAIRS, alpaca_eval="", judge="",
-        judge_model="gpt-4-1106-preview", weights="", tensor=1, microbatches=1,
+        judge_model="gpt-4-1106-preview", judge_prompt="", weights="", tensor=1, microbatches=1,
         world="workdir/studies/world",
     )  # fmt: skip
     scale = _full(args) if args.scale == "full" else _tiny(args)
@@ -289,7 +290,12 @@ def _full_measures(args: Any) -> tuple[Measure, ...]:
     if not args.alpaca_eval:
         return found
     judge = JudgeSettings(model=args.judge_model, base_url=args.judge) if args.judge else None
-    return (*found, measures.alpaca_eval(args.alpaca_eval, judge, weights=args.weights or None))
+    return (
+        *found,
+        measures.alpaca_eval(
+            args.alpaca_eval, judge, judge_prompt=args.judge_prompt or None, weights=args.weights or None
+        ),
+    )
 
 
 def _tiny(args: Any) -> Scale:
