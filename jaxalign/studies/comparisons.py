@@ -220,8 +220,9 @@ def _each_pair(results: Results, name: str, compare: str) -> Iterator[tuple[_Pai
         ours = [group for group in results.groups if group.labels.get(compare) == first]
         theirs = [group for group in results.groups if group.labels.get(compare) == second]
         for one, other in itertools.product(ours, theirs):
-            common = [n for n in one.labels if n in other.labels and n != compare and n not in tied]
-            if any(one.labels[label] != other.labels[label] for label in common):
+            if any(
+                not _alike(results, one, other, n, compare) for n in results.labels if n != compare and n not in tied
+            ):
                 continue
             ways = {results.protocol(row, measure) for row in (*one.rows, *other.rows) if metric_of(row, name)}
             pairing = pair_up(one, other, name) if len(ways) == 1 else None
@@ -230,6 +231,18 @@ def _each_pair(results: Results, name: str, compare: str) -> Iterator[tuple[_Pai
                 context = {n: context[n] for n in results.labels if n in context and n != compare and n not in tied}
                 names = [f"no {compare}" if value is None else value for value in (first, second)]
                 yield pairing, (names[0], names[1]), _difference(pairing, names[0], names[1], context)
+
+
+def _alike(results: Results, one: Group, other: Group, label: str, compare: str) -> bool:
+    """Whether two settings agree in a label: have the same value, or it says nothing of one of their compared values."""
+    if label in one.labels and label in other.labels:
+        return one.labels[label] == other.labels[label]
+    if label not in one.labels and label not in other.labels:
+        return True
+    lacking, having = (one, other) if label not in one.labels else (other, one)
+    kin = [[label in g.labels for g in results.groups if g.labels.get(compare) == x.labels.get(compare)]
+           for x in (lacking, having)]  # fmt: skip
+    return not any(kin[0]) and all(kin[1])
 
 
 def _pool(pairings: Sequence[_Pairing]) -> _Pairing | None:

@@ -155,7 +155,7 @@ def _tied(results: Results, label: str) -> str:
     """Which labels differ along with the compared one."""
     told = []
     for name in results.tied(label):
-        own = {r["labels"][label]: r["labels"].get(name) for r in results.rows if label in r["labels"]}
+        own = {labels[label]: labels.get(name) for labels in map(results.labels_of, results.rows) if label in labels}
         if len(set(own.values()) - {None}) > 1:
             values = ", ".join(f"{label_text(v)} {label_text(other)}" for v, other in own.items() if other is not None)
             told.append(f"Each value of {label} has its own {name}, so they are compared together: {values}.")

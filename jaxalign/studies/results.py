@@ -15,6 +15,8 @@ from jaxalign.studies import rows
 from jaxalign.studies.study import Label
 
 Row = Mapping[str, Any]
+DEFAULT = "default"
+"""The value of a label in rows that lack it, where rows that are otherwise alike have it."""
 SEED = "seed"
 """The label of repetitions: rows that differ in it alone are one setting."""
 
@@ -128,9 +130,28 @@ class Results:
         names = dict.fromkeys(name for row in self.rows for name in row["labels"] if name != SEED)
         return tuple(sorted(names, key=lambda name: name != self.compare))
 
+    @cached_property
+    def optional(self) -> tuple[str, ...]:
+        """Labels, no numbers, that some rows of a compared value have and others lack: lacking it is then a value too.
+
+        A label that no row of a compared value has, such as the beta of a model that is not aligned, is none of them.
+        """
+        having: dict[tuple[Label | None, str], set[bool]] = {}
+        for row in self.rows:
+            for name in self.labels:
+                having.setdefault((row["labels"].get(self.compare), name), set()).add(name in row["labels"])
+        names = {name for (_, name), found in having.items() if len(found) == 2 and name != self.compare}
+        texts = {n for n in names for row in self.rows if n in row["labels"] and not is_number(row["labels"][n])}
+        return tuple(name for name in self.labels if name in texts)
+
+    def labels_of(self, row: Row) -> dict[str, Label]:
+        """A row's labels without its seed, in the order of `labels`; optional ones that it lacks are `DEFAULT`."""
+        known = {**dict.fromkeys(self.optional, DEFAULT), **row["labels"]}
+        return {name: known[name] for name in self.labels if name in known}
+
     def values(self, label: str) -> list[Label]:
         """The values that a label takes: numbers ascending, texts in the order of the rows."""
-        found = list(dict.fromkeys(row["labels"][label] for row in self.rows if label in row["labels"]))
+        found = list(dict.fromkeys(own[label] for own in map(self.labels_of, self.rows) if label in own))
         return sorted(found) if all(is_number(value) for value in found) else found
 
     def tied(self, label: str) -> tuple[str, ...]:
@@ -140,10 +161,10 @@ class Results:
         leaves beta out.
         """
         kinds: dict[Label | None, dict[str, set[Label | None]]] = {}
-        for row in self.rows:
-            own = kinds.setdefault(row["labels"].get(label), {})
+        for labels in map(self.labels_of, self.rows):
+            own = kinds.setdefault(labels.get(label), {})
             for name in self.labels:
-                own.setdefault(name, set()).add(row["labels"].get(name))
+                own.setdefault(name, set()).add(labels.get(name))
         others = [name for name in self.labels if name != label]
         return tuple(name for name in others if all(len(own[name]) == 1 for own in kinds.values()))
 
@@ -200,13 +221,9 @@ class Results:
         measure = self.headline.partition("/")[0]
         found: dict[tuple[str, int | None], list[Row]] = {}
         for row in self.done:
-            labels = {name: value for name, value in row["labels"].items() if name != SEED}
-            found.setdefault((canonical(labels), self.protocol(row, measure)), []).append(row)
-        groups = [
-            Group({name: row["labels"][name] for name in self.labels if name in row["labels"]}, tuple(rows), protocol)
-            for (_, protocol), rows in found.items()
-            for row in rows[:1]
-        ]
+            key = canonical(self.labels_of(row)), self.protocol(row, measure)
+            found.setdefault(key, []).append(row)
+        groups = [Group(self.labels_of(rows[0]), tuple(rows), protocol) for (_, protocol), rows in found.items()]
         return tuple(sorted(groups, key=lambda group: (group.protocol is None, group.protocol or 0)))
 
     @cached_property

@@ -62,7 +62,7 @@ def main_table(results: Results) -> list[tuple[int | None, list[Line]]]:
     """The settings with their headline, one table for each protocol: ``(protocol, lines)``."""
     failed: dict[str, list] = {}
     for row in results.failed:
-        labels = {name: row["labels"][name] for name in results.labels if name in row["labels"]}
+        labels = results.labels_of(row)
         failed.setdefault(canonical(labels), []).append((labels, row))
     tables = []
     for protocol in dict.fromkeys(group.protocol for group in results.groups):

@@ -214,3 +214,19 @@ def test_rows_without_the_compared_label_are_a_baseline():
         (0.1, "no beta", 2.0),
         (0.5, "no beta", 4.0),
     ]
+
+
+def test_a_label_that_only_some_rows_have_parts_them():
+    """One run with another reference beside the usual ones is no second measurement of its method."""
+    made = [
+        row("dpo", 0, [2.0, 4.0], beta=0.1),
+        row("dpo", 0, [9.0, 9.0], beta=0.1, reference="better"),
+        row("ipo", 0, [1.0, 1.0], beta=0.1),
+        row("none", 0, [0.0, 0.0]),
+    ]
+    results = Results(made)
+    assert results.values("reference") == ["default", "better"]
+    found = {(d.first, d.second): (d.value, d.settings) for d in over_settings(results, "m/x", "method")}
+    assert found == {("dpo", "ipo"): (2.0, 1), ("dpo", "none"): (3.0, 1), ("ipo", "none"): (1.0, 1)}
+    (other,) = by_setting(results, "m/x", "reference")
+    assert (other.first, other.second, other.value) == ("default", "better", -6.0)
