@@ -1,4 +1,4 @@
-r"""Runs beside the quick start, to change them: any method from its SFT model, with its pairs.
+r"""Runs beside the quick start, to change them: any method from its SFT model with its pairs, or SFT from its base.
 
 The world must be there, so run the quick start first (`jaxalign quickstart`, minutes on two CPU cores); then
 
@@ -6,8 +6,8 @@ The world must be there, so run the quick start first (`jaxalign quickstart`, mi
   jaxalign train --config=configs/quickstart.py:dpo --config.method.beta=0.02 --workdir=workdir/quickstart/dpo-beta-0.02
   jaxalign train --config=configs/quickstart.py:sft,seed=1 --workdir=workdir/quickstart/sft-1
 
-The argument is a method: sft trains random weights on the demonstrations, any other aligns the SFT model of the quick
-start with the pairs. `world` is the folder of the quick start. The study itself is configs/studies/quickstart.py.
+The argument is a method: sft fine-tunes the base model of the quick start on the demonstrations, any other aligns its
+SFT model with the pairs. `world` is the folder of the quick start. The study itself is configs/studies/quickstart.py.
 
 What to expect: see jaxalign/quickstart/settings.py for the numbers, and WORLD/report.html for the curves.
 """

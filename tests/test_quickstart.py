@@ -140,6 +140,7 @@ def test_configurations_beside_the_quick_start_begin_from_its_model(tmp_path):
     assert settings.sections("dpo", tmp_path)["model"]["path"] == str(tmp_path / "sft" / "export")
     export.mkdir(parents=True)
     assert settings.sections("dpo", tmp_path)["model"]["path"] == str(export)
+    assert settings.sections("sft", tmp_path)["model"]["path"] == str(tmp_path / "base" / "export")
 
 
 def test_a_model_does_not_drift_from_itself_and_ranks_as_by_hand(world, model, tmp_path):
