@@ -220,9 +220,8 @@ def _each_pair(results: Results, name: str, compare: str) -> Iterator[tuple[_Pai
         ours = [group for group in results.groups if group.labels.get(compare) == first]
         theirs = [group for group in results.groups if group.labels.get(compare) == second]
         for one, other in itertools.product(ours, theirs):
-            if any(
-                not _alike(results, one, other, n, compare) for n in results.labels if n != compare and n not in tied
-            ):
+            others = [label for label in results.labels if label != compare and label not in tied]
+            if not all(_alike(results, one, other, label, compare) for label in others):
                 continue
             ways = {results.protocol(row, measure) for row in (*one.rows, *other.rows) if metric_of(row, name)}
             pairing = pair_up(one, other, name) if len(ways) == 1 else None

@@ -118,7 +118,7 @@ def _facts(results: Results) -> str:
     facts = {
         "rows": str(len(results.rows)),
         "settings": str(len(results.groups)),
-        "seeds a setting": f"up to {most_seeds(results)}",
+        "seeds at most" if most_seeds(results) > 1 else "seed": str(most_seeds(results)),
         "failed": str(len(results.failed)),
         "degenerate": str(lost),
     }

@@ -20,7 +20,7 @@ MOST_PANELS = 12
 """Panels of one picture; what is beyond is told, not drawn."""
 MOST_BANDS = 3
 """Lines of a panel whose intervals are bands; those of more would cover one another."""
-LOG_FROM = 8
+LOG_FROM = 3
 """Ratio of the largest to the smallest value of a label from which on its axis is logarithmic."""
 
 
