@@ -233,7 +233,7 @@ def _each_pair(results: Results, name: str, compare: str) -> Iterator[tuple[_Pai
 
 
 def _alike(results: Results, one: Group, other: Group, label: str, compare: str) -> bool:
-    """Whether two settings agree in a label: have the same value, or it says nothing of one of their compared values."""
+    """Whether two settings agree in a label: by its value, or because it says nothing of one of the compared values."""
     if label in one.labels and label in other.labels:
         return one.labels[label] == other.labels[label]
     if label not in one.labels and label not in other.labels:
