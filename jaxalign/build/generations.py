@@ -63,6 +63,7 @@ def generations(
     prompts: str | Sequence[Any],
     *,
     reference: str | None = None,
+    column: str = "prompt",
     split: str = "train",
     count: int | None = None,
     sampling: Sampling | None = None,
@@ -79,6 +80,7 @@ def generations(
       model: Hugging Face folder or hub id.
       prompts: file (JSON lines of texts, or of objects with a ``prompt``), data set, or the rows themselves.
       reference: the model to measure the divergence from; None = none is measured.
+      column: of the rows that has the prompt.
       split: of a data set's name.
       count: how many prompts, the first ones; None = all.
       sampling: how answers are drawn; None = `Sampling()`.
@@ -97,7 +99,7 @@ def generations(
       ConfigError: settings out of range, or prompts too long.
     """
     sampling = sampling or Sampling()
-    asked = [as_messages(p) if chat else p for p in read_prompts(prompts, split=split, count=count)]
+    asked = [as_messages(p) if chat else p for p in read_prompts(prompts, column=column, split=split, count=count)]
     folder = resolve(model)
     tokenizer = load_tokenizer(folder)
     ids = encode_prompts(asked, tokenizer, chat_template=chat_template)

@@ -42,7 +42,8 @@ def read_prompts(
         elif isinstance(prompt, str | list) and prompt:
             prompts.append(prompt)
         else:
-            problems.append(f"{where}: expected a text, or an object with a {column!r} that is not empty.")
+            names = f", got {', '.join(map(repr, value))}" if isinstance(value, Mapping) else ""
+            problems.append(f"{where}: expected a text, or an object with a {column!r} that is not empty{names}.")
     if problems:
         raise DataError(problems if len(problems) <= 20 else [*problems[:20], f"and {len(problems) - 20} more."])
     return prompts

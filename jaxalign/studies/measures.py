@@ -28,6 +28,7 @@ Data = str | Path | Sequence[str | Path]
 def generations(
     prompts: Data,
     *,
+    column: str = "prompt",
     split: str = "train",
     count: int | None = 256,
     max_new_tokens: int = 512,
@@ -45,7 +46,8 @@ def generations(
     """Sampled answers: length, repetition, end tokens, degeneration, and their divergence from another model.
 
     Args:
-      prompts: data with a ``prompt`` (a text, or a conversation) in each row.
+      prompts: data with a prompt (a text, or a conversation) in each row.
+      column: of the rows that has it.
       split: of a data set's name.
       count: prompts, the first ones; None = all.
       max_new_tokens: most tokens of an answer.
@@ -63,6 +65,7 @@ def generations(
       name: of the measure, where a study has several of these.
     """
     settings = {
+        "column": column,
         "split": split,
         "count": count,
         "max_new_tokens": max_new_tokens,
@@ -79,6 +82,7 @@ def generations(
             subject.model,
             _texts(prompts),
             reference=_other(subject, against),
+            column=column,
             split=split,
             count=count,
             sampling=build.Sampling(
