@@ -25,7 +25,7 @@ from jaxalign.data.synthetic.language import OPENINGS, TASKS, WORDS, ask, withou
 from jaxalign.data.synthetic.world import HARD, crowd_answer, judged_pair, questions
 from jaxalign.errors import DataError
 
-SMALL = World(demonstrations=600, pairs=300, eval_pairs=40, questions=60)
+SMALL = World(demonstrations=600, documents=200, pairs=300, eval_pairs=40, questions=60)
 
 KNOWN = {
     "Repeat: jay cat koala": "jay cat koala",
@@ -121,7 +121,7 @@ def test_other_text_is_refused(prompt, message):
 
 def test_the_same_world_is_the_same_bytes(files, tmp_path):
     again = write_world(tmp_path, SMALL)
-    for name in ("demonstrations", "pairs", "eval_pairs", "questions"):
+    for name in ("demonstrations", "documents", "pairs", "eval_pairs", "questions"):
         assert getattr(again, name).read_bytes() == getattr(files, name).read_bytes()
     assert (again.tokenizer / "tokenizer.json").read_bytes() == (files.tokenizer / "tokenizer.json").read_bytes()
     other = write_world(tmp_path / "other", World(**{**files.summary["world"], "seed": 1}))
@@ -131,9 +131,10 @@ def test_the_same_world_is_the_same_bytes(files, tmp_path):
 def test_nothing_held_out_is_in_the_training_files(files):
     training = [row["messages"][0]["content"] for row in load(files.demonstrations)]
     training += [row["prompt"][0]["content"] for row in load(files.pairs)]
+    training += [row["prompt"].removesuffix(" =") for row in load(files.documents)]
     evaluation = [row["prompt"] for row in load(files.questions)]
     evaluation += [row["prompt"][0]["content"] for row in load(files.eval_pairs)]
-    assert len(training) == 900
+    assert len(training) == 1100
     assert len(evaluation) == 100
     for prompts in (training, evaluation):
         assert len(set(prompts)) == len(prompts)
@@ -198,6 +199,14 @@ def test_the_chat_template_has_the_prompt_as_prefix(tokenizer):
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     assert prompt == "<|bos|><|user|>Sort: jay cat koala<|end|><|assistant|>"
     assert whole == prompt + "cat jay koala<|end|>"
+
+
+def test_documents_have_no_chat_format(files, tokenizer):
+    documents, report = load_examples(str(files.documents), tokenizer, layout="single", max_length=32)
+    assert len(documents) == 200, report.as_dict()
+    row = load(files.documents)[0]
+    assert tokenizer.decode(documents[0].prompt) == row["prompt"]
+    assert tokenizer.decode(documents[0].completions[0]) == f"{row['completion']}<|end|>"
 
 
 def test_the_files_keep_the_data_contract(files, tokenizer):
