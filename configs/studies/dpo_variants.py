@@ -23,7 +23,7 @@ Arguments, separated by commas; lists are joined by +:
 What to expect. Full scale: 273 rows of 7 billion parameters; look at --dry-run before starting any of them, and make
 one row first (--row=base-dpo-beta0.01-size1000-seed0). The paper reports that small subsets reach most of the gain,
 that KTO and CPO need SFT least, and little effect on reasoning. None of its tables could be read for this study, so no
-published number stands beside ours. Tiny: 93 rows of some ten seconds each; which of the shapes appear there is
+published number stands beside ours. Tiny: 93 rows of less than a minute each; which of the shapes appear there is
 measured, not promised.
 
 What is not known of the paper's runs is listed in the study's notes, which every report repeats.

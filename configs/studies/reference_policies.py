@@ -26,8 +26,8 @@ Arguments, separated by commas; lists are joined by +:
 What to expect. The paper: smaller beta is better until text degenerates, with the optimum at 0.01 to 0.02; DPO beats
 both objectives without a reference model; a stronger reference helps only when it is like the policy, and then the best
 beta is about 1. Its numbers stand beside ours in the report. Log-probabilities of the 70-billion reference are computed
-once for each start's pairs, on the whole mesh, and serve all its betas. Tiny: some 60 rows of ten seconds; which of the
-shapes appear there is measured, not promised.
+once for each start's pairs, on the whole mesh, and serve all its betas. Tiny: 63 rows of less than a minute each; which
+of the shapes appear there is measured, not promised.
 
 Where this study differs from the paper's runs, or the paper does not say, is listed in its notes.
 """
