@@ -72,7 +72,6 @@ def _recorded(subject: Subject, config: RunConfig) -> Outcome:
             "data_hash": data["data_hash"],
             "template_hash": data["template_hash"],
             "tokenizer_hash": data["tokenizer_hash"],
-            "method": config.method.name,
         },
         notes=() if step is not None or not config.train.best_metric else ("of the last step, not of the best",),
     )
@@ -115,7 +114,6 @@ def _evaluated(subject: Subject, tree: Mapping[str, Mapping[str, Any]], keep: bo
             "data_hash": report.data_hash,
             "template_hash": report.template_hash,
             "tokenizer_hash": report.tokenizer_hash,
-            "method": config.method.name,
         },
         notes=notes,
     )
@@ -126,7 +124,7 @@ def _learns_preferences(config: RunConfig) -> bool:
 
 
 _KINDS: tuple[tuple[str, str, bool | None], ...] = (
-    ("loss", "nats", False),
+    ("loss", "nats", None),  # of another method, or at another beta, it is another quantity
     ("rewards/accuracies", "share", True),
     ("rewards/", "reward", None),
     ("ranking/reference", "share", None),
