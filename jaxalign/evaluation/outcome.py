@@ -20,6 +20,8 @@ class Metric:
         question.
       stderr: standard error of the value over the items, where it is known without `values`.
       higher_is_better: True, False, or None for a number that is neither good nor bad (a length, a divergence).
+      of_given_text: it is about text that the model was given, not about what it writes; so it stays true of a model
+        that writes no language any more.
       unit: ``"share"`` (0 to 1), ``"nats"``, ``"nats/token"``, ``"tokens"``, ``"score"`` (of a judge), ...
     """
 
@@ -28,7 +30,12 @@ class Metric:
     values: Sequence[float | None] | None = None
     stderr: float | None = None
     higher_is_better: bool | None = None
+    of_given_text: bool = False
     unit: str = "share"
+
+
+SELF_MADE = ("of_given_text", False)
+"""What most metrics are, so that files need not say it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,7 @@ class Outcome:
         """As plain JSON types; what is None or empty is left out."""
         tree = dataclasses.asdict(self)
         tree["metrics"] = {
-            name: {key: value for key, value in metric.items() if value is not None}
+            name: {key: value for key, value in metric.items() if value is not None and (key, value) != SELF_MADE}
             for name, metric in tree["metrics"].items()
         }
         return {key: value for key, value in tree.items() if value or key == "metrics"}

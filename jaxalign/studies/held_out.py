@@ -149,10 +149,17 @@ def _metrics(
         if own is not None:
             items = own.tolist()
             metrics[name] = Metric(
-                value=float(own.mean()), n=len(items), values=items, higher_is_better=better, unit=unit
+                value=float(own.mean()),
+                n=len(items),
+                values=items,
+                higher_is_better=better,
+                of_given_text=True,
+                unit=unit,
             )
             continue
         is_share = unit == "share" and 0 <= value <= 1
         stderr = math.sqrt(value * (1 - value) / count) if is_share else None
-        metrics[name] = Metric(value=value, n=count, stderr=stderr, higher_is_better=better, unit=unit)
+        metrics[name] = Metric(
+            value=value, n=count, stderr=stderr, higher_is_better=better, of_given_text=True, unit=unit
+        )
     return metrics

@@ -53,8 +53,8 @@ def degenerate(row: Row) -> str | None:
 
 
 def is_score(metric: Mapping[str, Any]) -> bool:
-    """Whether the number says how good a model is; of a degenerate one it then says nothing."""
-    return metric.get("higher_is_better") is not None
+    """Whether the number says how good the model's own text is; of a degenerate one it then says nothing."""
+    return metric.get("higher_is_better") is not None and not metric.get("of_given_text")
 
 
 def canonical(tree: Any) -> str:
