@@ -54,20 +54,14 @@ ARCHITECTURE: dict[str, Any] = {
 """The model's config.json, but for what the tokenizer decides."""
 
 FOREIGN_ARCHITECTURE: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
+    **ARCHITECTURE,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "rope_theta": 100.0,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
+    "rope_theta": 1000.0,
     "tie_word_embeddings": False,
+    "attention_bias": True,
 }
-"""Of the model that is another family's."""
+"""Of the model that is made by other people. Its model_type is the same: transformers would read the tokenizer beside a
+Qwen2 model as Qwen2's, whatever it is."""
 
 Numbers = Mapping[str, Mapping[str, Any]]
 
