@@ -119,7 +119,8 @@ def test_missing_examples_and_splits_are_errors(data):
             folder=data,
         )
     first, second, third = error.value.problems
-    assert first.startswith("gsm8k: data has no train split of it, from which its 5 few-shot examples come.")
+    assert "gsm8k: " in first
+    assert "has no train split of it, from which its 5 few-shot examples come." in first
     assert second.startswith("winogrande:")
     assert third.startswith("boolq:")
     with pytest.raises(ConfigError, match=r"piqqa: lm-eval has no such task\. Did you mean 'piqa'"):
