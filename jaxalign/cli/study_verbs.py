@@ -88,7 +88,10 @@ def study(args: Namespace) -> int:
     except Stopped:
         print("jaxalign study: stopped; run the same command again to go on from there", file=sys.stderr)
         return STOPPED
-    return _end(args, plan, chosen)
+    from jaxalign.studies.processes import agree
+
+    # The first process alone knows that its files are written; the others end as it does.
+    return FAILED_ROWS if agree(lambda: _end(args, plan, chosen) != 0) else 0
 
 
 def _check(args: Namespace) -> tuple[int, int]:

@@ -162,7 +162,7 @@ class Children:
         job = running.job
         if self._stopping and code != 0:
             self._show(job.id, "stopped; the same command goes on from here", True)
-        elif code in (0, FAILED_ROWS) and (job.row is None or self._made(job.row)):
+        elif self._over(job, code):
             self._show(job.id, self._outcome(job, running.line), True)
         elif code in (STOPPED, -signal.SIGTERM) and job.tries < TRIES:
             waiting.insert(0, job)  # somebody stopped this process alone; it has saved
@@ -171,9 +171,14 @@ class Children:
         if job.row is not None:
             rows.collect(self._folders, [(row.id, row.key) for row in self._plan.rows])
 
-    def _made(self, row: PlannedRow) -> bool:
+    def _over(self, job: Job, code: int) -> bool:
+        """Whether a job did what it should. With a row that is done it may have died on its way out."""
+        said = code in (0, FAILED_ROWS)
+        return said if job.row is None else self._made(job.row, *(() if said else ("done",)))
+
+    def _made(self, row: PlannedRow, *status: str) -> bool:
         made = rows.read_row(self._folders.row(row.id))
-        return made is not None and made.get("key") == row.key
+        return made is not None and made.get("key") == row.key and made["status"] in (status or ("done", "failed"))
 
     def _outcome(self, job: Job, line: str) -> str:
         if job.row is None:
@@ -214,7 +219,8 @@ def outcome_line(row: Mapping[str, Any]) -> str:
     if row.get("status") == "failed":
         error = row.get("error") or {}
         first = str(error.get("message", "")).splitlines() or [""]
-        return f"FAILED in {error.get('stage')}: {error.get('type')}: {first[0]}"
+        where = f" in {error['stage']}" if error.get("stage") else ""
+        return f"FAILED{where}: {error.get('type')}: {first[0]}"
     headline = row["study"]["headline"]
     measure, _, metric = headline.partition("/")
     outcome = row["results"].get(measure, {})

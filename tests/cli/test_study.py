@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from jaxalign.cli import main
+from jaxalign.cli.distributed import COORDINATOR, NUM_PROCESSES, PROCESS_ID
 from jaxalign.config_transport import load_study
 from jaxalign.errors import ConfigError
 from jaxalign.studies import rows
@@ -114,6 +119,26 @@ def test_rows_in_processes(spec, capsys, monkeypatch):
     assert [row["status"] for row in rows.read("w")] == ["done", "failed"]
 
 
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_row_in_two_processes(spec, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = [sys.executable, "-m", "jaxalign", "study", f"--config={spec}:rows=2,broken=true", "--workdir=w"]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": "", COORDINATOR: f"127.0.0.1:{port}",
+        NUM_PROCESSES: "2",
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen([*command, "--distributed", "--in-process"], env=environment | {PROCESS_ID: str(i)})
+        for i in range(2)
+    ]
+    assert [process.wait(120) for process in processes] == [5, 5]
+    assert [row["status"] for row in rows.read("w")] == ["done", "failed"]
+    events = [json.loads(line) for line in (tmp_path / "w" / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["measured"]  # by the first process alone
+
+
 def test_jobs_for_schedulers(spec, tmp_path, capsys):
     assert main(["study", f"--config={spec}", "--emit=gke"]) == 0
     assert "kind: JobSet" in capsys.readouterr().out
@@ -166,8 +191,6 @@ def test_a_study_of_the_package_does_not_hide_the_standard_library(monkeypatch):
     from jaxalign.config_transport import _importable
 
     folder = Path(str(jaxalign.__file__)).parent
-    import sys
-
     for inside in (folder, folder / "quickstart"):
         before = list(sys.path)
         with _importable(inside):

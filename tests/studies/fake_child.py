@@ -54,3 +54,5 @@ if "key" in mine:
     row = {"row": name, "key": mine["key"], "labels": {}, "status": "done", "study": {"headline": "m/x"}, "seconds": 1}
     (workdir / "rows").mkdir(exist_ok=True)
     (workdir / "rows" / f"{name}.json").write_text(json.dumps(row | {"results": {}}))
+if mine.get("dies") == "after":
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -145,6 +145,11 @@ def test_a_process_that_ends_before_it_can_say_why(plan):
     assert made(plan)["seed0-ipo"]["status"] == "done"
 
 
+def test_a_process_that_dies_with_its_row_written(plan):
+    run(plan, seed0_dpo={"dies": "after"})
+    assert made(plan)["seed0-dpo"]["status"] == "done"
+
+
 def test_a_process_that_somebody_stops_goes_on(plan):
     run(plan, seed0_dpo={"stopped": "sft", "times": 2}, seed1_dpo={"stopped": "sft", "times": 9})
     assert made(plan)["seed0-dpo"]["status"] == "done"
