@@ -211,4 +211,5 @@ def _attention_length(config: DecoderConfig) -> float:
     """The row length, in tokens, at which attention costs as much as everything else in a layer."""
     query, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
     linear = 2 * config.width * (2 * query + 2 * shared) + 6 * config.width * config.mlp_width
-    return linear / (2 * query + 5 * config.heads)  # products with half of the keys, and the softmax of them
+    # Products with half of the keys; masking and softmax of a score take as long as 80 operations of a product.
+    return linear / (2 * query + 40 * config.heads)
