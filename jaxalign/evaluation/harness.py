@@ -36,7 +36,6 @@ SHOWN_PROBLEMS = 20
 GENERATION_OPTIONS = ("until", "do_sample", "temperature", "max_gen_toks", "top_p", "top_k", "max_length")
 
 
-@register_model("jaxalign")
 class JaxalignLM(TemplateLM):
     """lm-eval's requests, answered by a policy.
 
@@ -360,6 +359,8 @@ class JaxalignLM(TemplateLM):
         except jinja2.exceptions.TemplateError:
             return render([message for message in chat_history if message["role"] != "system"])
 
+
+register_model("jaxalign")(JaxalignLM)  # as a decorator it would hide the class's type
 
 _REMEDY = (
     "Use fewer few-shot examples, leave the document out, or cut contexts on their left as lm-eval's hf backend does: "

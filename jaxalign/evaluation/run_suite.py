@@ -88,7 +88,7 @@ def _entries(
         wanted = benchmark.shots if shots is None else shots
         if shots is not None and shots != benchmark.shots:
             notes.append(f"{benchmark.task}: {shots} shots instead of the suite's {_shown(benchmark.shots)}.")
-        settings = {} if wanted is None else {"num_fewshot": wanted}
+        settings: dict[str, Any] = {} if wanted is None else {"num_fewshot": wanted}
         if benchmark.fewshot_split:
             settings["fewshot_split"] = benchmark.fewshot_split
         try:
@@ -128,7 +128,7 @@ def _local_task(task: str, manager: Any, folder: BenchmarkFolder, settings: Mapp
     known = data_of(task)
     if known is None:
         raise DataError(f"{task}: cannot be read from files, only {', '.join(DATA)} can. Leave out --benchmarks.")
-    config = _official(task, manager) | settings
+    config = _official(task, manager) | dict(settings)
     named = {field: config.get(field) for field in SPLIT_FIELDS}
     name, subset = known
     files = folder.splits(name, sorted({split for split in named.values() if split}), subset)
@@ -178,11 +178,12 @@ def _simple_evaluate(
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
 
+    measure: Any = simple_evaluate
     tracker = EvaluationTracker(output_path=str(out)) if out else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # third-party: lm-eval, datasets, metrics
         try:
-            found = simple_evaluate(
+            found = measure(
                 model=lm,
                 tasks=[{"group": f"jaxalign_{suite.name.partition(':')[0]}", "task": list(entries)}],
                 task_manager=manager,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -237,5 +237,6 @@ def build_rows(
                 slot += number
     empty = np.zeros((count, scored), np.int32)
     present = np.arange(count)[:, None] < len(content)
-    arrays = (tokens, positions, own_start, prefix_start, prefix_end, source, target, empty, present)
+    # Host arrays until the batch is put on its devices.
+    arrays: Any = (tokens, positions, own_start, prefix_start, prefix_end, source, target, empty, present)
     return Rows(*arrays), places
