@@ -161,7 +161,7 @@ example:
     "study": """\
 Run a study: a comparison of models that are made and measured alike. The file says the question, the rows, the stages
 that make each model (SFT, alignment, ...) and what is measured of it. The plan is printed first: what several rows
-need, an SFT run or the log-probabilities of a reference, runs once. Each row is made in a process of its own and kept in
+need, an SFT run or the log-probabilities of a reference, runs once. A process of its own makes each row. The folder has
   rows.jsonl rows/ (results)   stages/ (runs as of jaxalign train)   measures/ (answers, judgments)   logs/   cache/
 The same command goes on where it was stopped or killed. A row that fails is a row with its error.
 Several machines may share the folder: --shard gives each a part, after --shared has run what rows have in common, and

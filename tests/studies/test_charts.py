@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from jaxalign.studies import charts, marks
-from jaxalign.studies.charts import Curve, Dot, Level, Panel
+from jaxalign.studies.report import charts, marks
+from jaxalign.studies.report.charts import Curve, Dot, Level, Panel
 
 
 def svgs(html):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxalign.evaluation.statistics import holm, seeds_and_items, wilson
-from jaxalign.studies.comparisons import best_of, by_setting, estimate, over_settings
-from jaxalign.studies.results import Results, degenerate
+from jaxalign.studies.report.comparisons import best_of, by_setting, estimate, over_settings
+from jaxalign.studies.report.results import Results, degenerate
 from tests.studies import made_up_rows
 
 

@@ -13,7 +13,7 @@ from jaxalign.config_transport import load_study, read
 from jaxalign.data.chat import ChatTemplate
 from jaxalign.errors import ConfigError
 from jaxalign.models.config_json import parse_config
-from jaxalign.studies.memory import sizes
+from jaxalign.studies.cost.memory import sizes
 from jaxalign.studies.study import Stage
 
 VARIANTS = "configs/studies/dpo_variants.py"

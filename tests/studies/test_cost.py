@@ -14,13 +14,12 @@ from jaxalign.config_transport import load_study
 from jaxalign.methods import METHODS
 from jaxalign.models.config_json import parse_config
 from jaxalign.models.policy import build_policy
-from jaxalign.studies import flops
-from jaxalign.studies.cost import cost_lines, on_target, stage_cost
-from jaxalign.studies.memory import nearest_changes, sizes, step_memory
+from jaxalign.studies.cost import cost_lines, flops, on_target, stage_cost
+from jaxalign.studies.cost.memory import nearest_changes, sizes, step_memory
+from jaxalign.studies.cost.targets import GIB, TARGETS, Target
+from jaxalign.studies.cost.workload import Workload, workload_of
 from jaxalign.studies.plan import PlannedStage, make_plan
 from jaxalign.studies.study import Measure, PublishedData, Stage, Study, Trial
-from jaxalign.studies.targets import GIB, TARGETS, Target
-from jaxalign.studies.workload import Workload, workload_of
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 1000, "hidden_size": 64,

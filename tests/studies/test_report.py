@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from jaxalign.studies.report import markdown, render, write_report
-from jaxalign.studies.results import Results
-from jaxalign.studies.tables import csv_text, latex_text
-from jaxalign.studies.wording import DASH
+from jaxalign.studies.report.results import Results
+from jaxalign.studies.report.tables import csv_text, latex_text
+from jaxalign.studies.report.wording import DASH
 from tests.studies import made_up_rows
 
 

@@ -7,14 +7,23 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-from jaxalign.studies.charts import Curve, Dot, Level, Panel, dot_rows, grid, panels
-from jaxalign.studies.comparisons import Estimate, estimate
-from jaxalign.studies.marks import key
-from jaxalign.studies.report_style import RAMP
-from jaxalign.studies.report_tables import head, table
-from jaxalign.studies.results import Group, Results
+from jaxalign.studies.report.charts import Curve, Dot, Level, Panel, dot_rows, grid, panels
+from jaxalign.studies.report.comparisons import Estimate, estimate
+from jaxalign.studies.report.marks import key
+from jaxalign.studies.report.page_tables import head, table
+from jaxalign.studies.report.results import Group, Results
+from jaxalign.studies.report.style import RAMP
+from jaxalign.studies.report.wording import (
+    count,
+    label_text,
+    measured,
+    metric_name,
+    setting,
+    short_setting,
+    signed,
+    unit_name,
+)
 from jaxalign.studies.study import Label
-from jaxalign.studies.wording import count, label_text, measured, metric_name, setting, short_setting, signed, unit_name
 
 MOST_PANELS = 12
 """Panels of one picture; what is beyond is told, not drawn."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jaxalign.studies.comparisons import Difference, Estimate, best_of, estimate, over_settings
-from jaxalign.studies.results import SEED, Group, Results, degenerate
+from jaxalign.studies.report.comparisons import Difference, Estimate, best_of, estimate, over_settings
+from jaxalign.studies.report.results import SEED, Group, Results, degenerate
 from jaxalign.studies.study import Label
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"

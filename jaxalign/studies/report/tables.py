@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxalign.studies.comparisons import Difference, Estimate, best_of, estimate
-from jaxalign.studies.results import SEED, Group, Results, canonical, degenerate, protocol_of
-from jaxalign.studies.wording import DASH, MINUS, label_text, metric_name, number, p_text, unit_name
+from jaxalign.studies.report.comparisons import Difference, Estimate, best_of, estimate
+from jaxalign.studies.report.results import SEED, Group, Results, canonical, degenerate, protocol_of
+from jaxalign.studies.report.wording import DASH, MINUS, label_text, metric_name, number, p_text, unit_name
 
 BEST, ALIKE, APART, UNTESTED = "best", "not distinguishable from the best", "differs from the best", "not tested"
 DEGENERATE = "degenerate"

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.studies import flops
+from jaxalign.studies.cost import flops
+from jaxalign.studies.cost.targets import Target
+from jaxalign.studies.cost.workload import hub_architecture
 from jaxalign.studies.study import Measure, Study
-from jaxalign.studies.targets import Target
-from jaxalign.studies.workload import hub_architecture
 
 if TYPE_CHECKING:
-    from jaxalign.studies.cost import StageCost
+    from jaxalign.studies.cost.estimate import StageCost
 
 
 class Tokens(NamedTuple):

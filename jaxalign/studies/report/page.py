@@ -9,13 +9,21 @@ from typing import NamedTuple
 
 from jaxalign.analysis.page import html
 from jaxalign.errors import ConfigError
-from jaxalign.studies import report_details, report_pictures, report_tables
-from jaxalign.studies.comparisons import by_setting, over_settings
-from jaxalign.studies.report_style import STYLE
-from jaxalign.studies.report_training import training
-from jaxalign.studies.results import Results, degenerate, read_results
-from jaxalign.studies.tables import csv_text, latex_text, letter, main_table, markdown_escape, markdown_table, p_of
-from jaxalign.studies.wording import (
+from jaxalign.studies.report import details, page_tables, pictures
+from jaxalign.studies.report.comparisons import by_setting, over_settings
+from jaxalign.studies.report.results import Results, degenerate, read_results
+from jaxalign.studies.report.style import STYLE
+from jaxalign.studies.report.tables import (
+    csv_text,
+    latex_text,
+    letter,
+    main_table,
+    markdown_escape,
+    markdown_table,
+    p_of,
+)
+from jaxalign.studies.report.training import training
+from jaxalign.studies.report.wording import (
     DASH,
     answer,
     count,
@@ -79,18 +87,18 @@ def render(results: Results) -> str:
     title = study.get("question") or study.get("name") or "A study"
     sections = {
         "results": ("Results", _results(results)),
-        "differences": ("Paired differences", report_tables.differences(results)),
-        "curves": ("Curves", report_pictures.curves(results)),
-        "frontier": ("Score against divergence", report_pictures.frontier(results)),
-        "categories": ("By category", report_pictures.categories(results)),
+        "differences": ("Paired differences", page_tables.differences(results)),
+        "curves": ("Curves", pictures.curves(results)),
+        "frontier": ("Score against divergence", pictures.frontier(results)),
+        "categories": ("By category", pictures.categories(results)),
         "training": ("Log-probabilities in training", training(results)),
-        "tokens": ("Tokens and lengths", report_pictures.histograms(results) + report_pictures.top_tokens(results)),
-        "samples": ("Samples side by side", report_details.samples(results)),
-        "metrics": ("All metrics", report_tables.all_metrics(results)),
+        "tokens": ("Tokens and lengths", pictures.histograms(results) + pictures.top_tokens(results)),
+        "samples": ("Samples side by side", details.samples(results)),
+        "metrics": ("All metrics", page_tables.all_metrics(results)),
         "published": ("Published numbers", _published(results)),
-        "failures": ("Rows without a score", report_tables.failures(results)),
+        "failures": ("Rows without a score", page_tables.failures(results)),
         "method": ("How the numbers were computed", _method(results)),
-        "provenance": ("How the rows were made", report_details.provenance(results)),
+        "provenance": ("How the rows were made", details.provenance(results)),
     }
     sections = {key: part for key, part in sections.items() if part[1]}
     links = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, (name, _) in sections.items())
@@ -98,7 +106,7 @@ def render(results: Results) -> str:
         f'<header><p class="eyebrow">Study {escape(str(study.get("name", "")))}</p><h1>{escape(title)}</h1></header>',
         _answer(results),
         _facts(results),
-        report_details.mismatches(results),
+        details.mismatches(results),
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>',
     ]
     body += [
@@ -129,11 +137,11 @@ def _results(results: Results) -> str:
     better = {True: "Higher is better. ", False: "Lower is better. "}.get(results.higher_is_better, "")  # type: ignore[arg-type]
     words = f"{metric_name(results.headline)} of each setting, mean over its seeds. {better}"
     words += "★ marks the best, ≈ those that cannot be told from it after correction."
-    return f"<p>{escape(words)}</p>{report_tables.headline_tables(results)}"
+    return f"<p>{escape(words)}</p>{page_tables.headline_tables(results)}"
 
 
 def _published(results: Results) -> str:
-    table = report_tables.published(results)
+    table = page_tables.published(results)
     words = "Numbers of a paper beside ours, for orientation: models, data and judge may differ, so nothing is tested."
     return f"<p>{words}</p>{table}" if table else ""
 
@@ -176,7 +184,7 @@ def markdown(results: Results) -> str:
 def _markdown_differences(results: Results) -> list[str]:
     unit = results.metrics.get(results.headline, {}).get("unit", "share")
     parts = []
-    for label in report_tables.compared_labels(results):
+    for label in page_tables.compared_labels(results):
         for found in (over_settings(results, results.headline, label), by_setting(results, results.headline, label)):
             if not found:
                 continue

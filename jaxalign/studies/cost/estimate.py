@@ -1,8 +1,9 @@
 """What a study will cost before it runs: operations, memory on each device, hours, and what would be downloaded.
 
-Operations are exact for the architecture (`jaxalign.studies.flops`); tokens are counted where data and tokenizer are at
-hand, and otherwise taken from what the study tells of published data, which is said. Memory is estimated from shapes:
-`jaxalign.studies.memory` tells how well. Hours follow from an assumed utilisation and are as good as it is.
+Operations are exact for the architecture (`jaxalign.studies.cost.flops`); tokens are counted where data and tokenizer
+are at hand, and otherwise taken from what the study tells of published data, which is said. Memory is estimated from
+shapes: `jaxalign.studies.cost.memory` tells how well. Hours follow from an assumed utilisation and are as good as it
+is.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from pathlib import Path
 from jaxalign.config import RunConfig
 from jaxalign.methods import get_method
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.studies import flops
-from jaxalign.studies.measure_cost import measure_lines
-from jaxalign.studies.memory import Parts, nearest_changes, sizes, step_memory, step_rows
+from jaxalign.studies.cost import flops
+from jaxalign.studies.cost.measures import measure_lines
+from jaxalign.studies.cost.memory import Parts, nearest_changes, sizes, step_memory, step_rows
+from jaxalign.studies.cost.targets import GIB, TARGETS, Target
+from jaxalign.studies.cost.workload import FILL, Workload, architecture_of, cached_file, hub_architecture, workload_of
 from jaxalign.studies.plan import PlannedStage
 from jaxalign.studies.study import Study
-from jaxalign.studies.targets import GIB, TARGETS, Target
-from jaxalign.studies.workload import FILL, Workload, architecture_of, cached_file, hub_architecture, workload_of
 
 WEIGHT_BYTES = 2
 """Of a weight in a repository, where its files are not here: nearly all are bfloat16 or float16."""

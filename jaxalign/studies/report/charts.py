@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from jaxalign.studies.marks import Axis, axis, mark, short, spread, stroke, text
+from jaxalign.studies.report.marks import Axis, axis, mark, short, spread, stroke, text
 
 Point = tuple[float, float]
 WIDE, TALL = 330, 226

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.studies.charts import Curve, Panel, grid, panels, unwrapped
-from jaxalign.studies.marks import key
-from jaxalign.studies.report_pictures import figure
-from jaxalign.studies.results import Results, Row, canonical
+from jaxalign.studies.report.charts import Curve, Panel, grid, panels, unwrapped
+from jaxalign.studies.report.marks import key
+from jaxalign.studies.report.pictures import figure
+from jaxalign.studies.report.results import Results, Row, canonical
+from jaxalign.studies.report.wording import count, number, short_setting
 from jaxalign.studies.study import Label
-from jaxalign.studies.wording import count, number, short_setting
 
 MOST_PANELS = 24
 APART = 5

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxalign.evaluation.statistics import Paired, holm, seeds_alone, seeds_and_items, wilson
-from jaxalign.studies.results import SEED, Group, Results, canonical, degenerate, is_score, metric_of
+from jaxalign.studies.report.results import SEED, Group, Results, canonical, degenerate, is_score, metric_of
 from jaxalign.studies.study import Label
 
 LEVEL = 0.05

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from jaxalign.studies.report_pictures import shown_groups, split
-from jaxalign.studies.report_tables import configurations, head, swatch, table
-from jaxalign.studies.results import Group, Results, degenerate
-from jaxalign.studies.tables import letter
-from jaxalign.studies.wording import DASH, count, label_text, setting
+from jaxalign.studies.report.page_tables import configurations, head, swatch, table
+from jaxalign.studies.report.pictures import shown_groups, split
+from jaxalign.studies.report.results import Group, Results, degenerate
+from jaxalign.studies.report.tables import letter
+from jaxalign.studies.report.wording import DASH, count, label_text, setting
 
 PROMPTS, SETTINGS, LETTERS = 6, 12, 1200
 """Prompts and settings with samples, and the letters of one that are shown."""

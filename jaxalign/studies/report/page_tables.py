@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from jaxalign.studies.charts import forest
-from jaxalign.studies.comparisons import Difference, Estimate, by_setting, estimate, over_settings
-from jaxalign.studies.marks import Axis, axis, mark, short, stroke, text
-from jaxalign.studies.results import SEED, Group, Results, degenerate, is_number
-from jaxalign.studies.study import Label
-from jaxalign.studies.tables import ALIKE, APART, BEST, DEGENERATE, Line, letter, main_table, p_of
-from jaxalign.studies.wording import (
+from jaxalign.studies.report.charts import forest
+from jaxalign.studies.report.comparisons import Difference, Estimate, by_setting, estimate, over_settings
+from jaxalign.studies.report.marks import Axis, axis, mark, short, stroke, text
+from jaxalign.studies.report.results import SEED, Group, Results, degenerate, is_number
+from jaxalign.studies.report.tables import ALIKE, APART, BEST, DEGENERATE, Line, letter, main_table, p_of
+from jaxalign.studies.report.wording import (
     DASH,
     MINUS,
     count,
@@ -23,6 +22,7 @@ from jaxalign.studies.wording import (
     setting,
     unit_name,
 )
+from jaxalign.studies.study import Label
 
 ONE_SEED = "†"
 ONE_SEED_TEXT = "One seed in common: the interval covers the choice of items, not the chance of training."
