@@ -78,12 +78,13 @@ def has_display() -> bool:
 
 def table(made: Sequence[Mapping[str, Any]]) -> str:
     """What was measured, a line for each model, as text for the terminal."""
-    lines: list[tuple[str, ...]] = [("start", "method", "beta", "reference", *HEADS.values())]
+    lines: list[tuple[str, ...]] = [("start", "method", "beta", "reference", *HEADS.values(), "")]
     for row in made:
         labels = row["labels"]
         cells = [str(labels.get(name, "")) for name in ("start", "method", "beta", "reference")]
         outcome = row["results"].get("answers", {}) if row["status"] == "done" else {}
-        lines.append((*cells, *(_cell(outcome.get("metrics", {}).get(name)) for name in HEADS)))
+        note = row["status"] if row["status"] != "done" else "degenerate" if outcome.get("degenerate") else ""
+        lines.append((*cells, *(_cell(outcome.get("metrics", {}).get(name)) for name in HEADS), note))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     rule = "-" * max(map(len, text))
