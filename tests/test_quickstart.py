@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from jaxalign.quickstart import program, questions, settings, stages, worlds
 from jaxalign.quickstart.study import quickstart_study
 from jaxalign.sampling.engine import Completion
 from jaxalign.studies.study import Stage, Subject
+from jaxalign.training.mesh import make_mesh
 
 SIZES = {"documents": 300, "demonstrations": 300, "pairs": 64, "eval_pairs": 24, "questions": 40}
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -176,12 +179,26 @@ def test_an_answer_that_never_ends_is_not_exact(world, model, monkeypatch):
     assert all(check(question.prompt, answer.text).exact for question, answer in zip(asked, said.answers, strict=True))
 
 
+@pytest.fixture
+def quick_runs(monkeypatch):
+    """Runs take one of the simulated devices, and compile quickly: they make a few steps."""
+    # By import_module: the package holds the function of that name.
+    monkeypatch.setattr(importlib.import_module("jaxalign.build.train"), "measure_matmul_peak", lambda dtype: 1e9)
+    alone = functools.partial(make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr("jaxalign.build.model.make_mesh", alone)
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_runs")
 def test_the_whole_quick_start_runs_and_goes_on(tmp_path, small, monkeypatch, capsys):
     few = {"train": {"batch_size": 8, "steps": 3, "log_every": 1}}
     for name in ("BASE", "SFT", "PREFERENCES"):
         monkeypatch.setattr(settings, name, getattr(settings, name) | few)
-    monkeypatch.setattr(settings, "METHODS", ("dpo", "cpo"))
+    monkeypatch.setattr(settings, "METHODS", ("cpo",))  # one more row is of dpo
     monkeypatch.setattr(settings, "BETAS", (0.5,))
     page = program.run(tmp_path, seed=3, jobs=1)
     printed = capsys.readouterr().out
