@@ -97,7 +97,8 @@ class DataConfig:
     ] = "reject"
     size: Annotated[
         int | None,
-        "Training examples to use: the first of a seeded order, so a smaller size is part of a larger one; none = all.",
+        "Training examples to use: the first of a seeded order, so a smaller size is part of a larger one; none = all."
+        " Of a pair that is read as two labelled answers both are taken, and count once.",
         Range(ge=1),
     ] = None
     loss_on: Annotated[

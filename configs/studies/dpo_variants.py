@@ -77,8 +77,8 @@ NOTES = (
     "it (from memory), and learns the end token as part of every answer. Rows are packed, so no padding token is "
     "trained. Which format the paper used for it is unknown; the instruct model keeps its own.",
     "Pairs that break the data contract, and training pairs whose prompt is held out, are left out and counted.",
-    "A size is the number of pairs, and smaller sizes are part of larger ones. kto gets twice as many labelled "
-    "answers, drawn from the answers of all pairs, and 128 of them a step.",
+    "A size is the number of pairs, the same for every method, and smaller sizes are part of larger ones. kto reads a "
+    "pair as two labelled answers, 128 answers a step.",
     "zephyr-7b-sft-full was replaced by its authors at least once (SPIN's README), so the paper's start may differ.",
 )
 TINY_NOTES = (
@@ -139,7 +139,6 @@ def recipe(start: str, method: str, beta: float, size: int | None, seed: int) ->
     model = {"path": path, "remat": "full"}
     if path in IN_ZEPHYR_FORMAT:
         model["chat_template"] = ZEPHYR
-    examples = size if size is None or get_method(method).layout.name == "PAIRED" else 2 * size
     return Stage(
         name="align",
         config={
@@ -152,7 +151,7 @@ def recipe(start: str, method: str, beta: float, size: int | None, seed: int) ->
                 "max_length": 1024,
                 "max_prompt_length": 512,
                 "on_bad": "drop",
-                "size": examples,
+                "size": size,
                 "seed": seed,
             },
             "method": {"name": method, "beta": beta},
@@ -192,7 +191,11 @@ def _full_measures(args: Any) -> tuple[Measure, ...]:
         judge = JudgeSettings(model=args.judge_model, base_url=args.judge) if args.judge else None
         return measures.mt_bench(args.mt_bench, judge, chat_template=template)
 
-    found = [_formatted(of_pairs), measures.suite("study1", folder=args.benchmarks or None)]
+    def of_answers(template: str | None) -> Measure:
+        return measures.generations(PAIRS, split="test_prefs", max_new_tokens=1024, chat=True, chat_template=template)
+
+    suite = measures.suite("study1", folder=args.benchmarks or None)
+    found = [_formatted(of_pairs), suite, _formatted(of_answers)]
     return (*found, _formatted(of_dialogue)) if args.mt_bench else tuple(found)
 
 
@@ -211,8 +214,7 @@ def _tiny(args: Any) -> Scale:
     starts = {"sft": tiny.sft(world), "base": tiny.base(world), "instruct": tiny.instruct(world)}
 
     def align(start: str, method: str, beta: float, size: int | None, seed: int) -> Stage:
-        examples = size if size is None or get_method(method).layout.name == "PAIRED" else 2 * size
-        return tiny.align(world, starts[start], method, size=examples, seed=seed, options={"beta": beta})
+        return tiny.align(world, starts[start], method, size=size, seed=seed, options={"beta": beta})
 
     return Scale(
         start=starts.__getitem__,

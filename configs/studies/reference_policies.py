@@ -107,8 +107,6 @@ class Scale(NamedTuple):
     betas: Callable[[str], tuple[float, ...]]
     other_betas: tuple[float, ...]
     probability_betas: tuple[float, ...]
-    best_beta: float
-    objectives: tuple[str, ...]
     references: Callable[[str], tuple[str, ...]]
     seeds: int
     measures: tuple[Measure, ...]
@@ -266,8 +264,6 @@ def _full(args: Any) -> Scale:
         betas=lambda start: (*BETAS, 0.001) if start == "qwen2-1.5b" else BETAS,
         other_betas=OTHER_BETAS,
         probability_betas=PROBABILITY_BETAS,
-        best_beta=BEST_BETA,
-        objectives=("dpo", "probability", "likelihood"),
         references=references,
         seeds=1,
         measures=_full_measures(args),
@@ -286,6 +282,7 @@ def _full_measures(args: Any) -> tuple[Measure, ...]:
     found = (
         measures.held_out({"data": data, "method": {"name": "dpo"}}),
         measures.token_shift({**data, "train_split": "test_prefs"}, against="start", min_count=100),
+        measures.generations(args.data, split="test_prefs", max_new_tokens=1024, chat=True),
     )
     if not args.alpaca_eval:
         return found
@@ -302,6 +299,7 @@ def _tiny(args: Any) -> Scale:
     world = args.world
     sft = tiny.sft(world)
     betas = (2.0, 0.5, 0.1, 0.02, 0.005)
+    pairs = str(Path(world) / "crowd" / "eval_pairs.jsonl")
 
     def align(start: str, objective: str, reference: str, beta: float, seed: int) -> Stage:
         sources: dict[str, Any] = {"self": "policy", "none": "none", "prior": "prior"}
@@ -316,11 +314,9 @@ def _tiny(args: Any) -> Scale:
         betas=lambda start: betas,
         other_betas=(10.0, *betas),
         probability_betas=(0.05, 0.5, 5.0),
-        best_beta=0.1,
-        objectives=("dpo", "probability", "likelihood"),
         references=lambda start: ("better", "foreign", "dpo"),
         seeds=2,
-        measures=tiny.measures(world),
+        measures=(*tiny.measures(world), measures.token_shift(pairs, against="start", min_count=20, dtype="float32")),
         headline="answers/exact",
         notes=TINY_NOTES,
         published=(),
@@ -338,6 +334,13 @@ def _chosen(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 WIN_RATE = "AlpacaEval 2 length-controlled win rate, %"
+BY_REWARD = "ranking accuracy of the reward"
+BY_POLICY = "ranking accuracy of the policy"
+OURS = {
+    WIN_RATE: "alpaca_eval/length_controlled_win_rate",
+    BY_REWARD: "held_out/rewards/accuracies",
+    BY_POLICY: "held_out/ranking/accuracy",
+}
 TABLE_1 = {
     "mistral-7b": (14.03, 13.29, 16.06, 16.25, 12.36),
     "tulu-2-7b": (9.38, 9.96, 10.46, 7.86, None),
@@ -367,7 +370,7 @@ def _published() -> Iterator[Published]:
         return {"start": start, "method": "dpo", "objective": objective, "reference": reference, "beta": beta}
 
     def number(labels: dict[str, Any], value: float | None, table: int, metric: str = WIN_RATE) -> Published:
-        return Published(labels=labels, metric=metric, value=value, source=SOURCE.format(table))
+        return Published(labels=labels, metric=metric, value=value, source=SOURCE.format(table), ours=OURS[metric])
 
     for start, values in TABLE_1.items():
         yield number({"start": start, "method": "none"}, SFT_ALONE[start], 1)
@@ -375,8 +378,8 @@ def _published() -> Iterator[Published]:
             yield number(row(start, "dpo", "self", beta), value, 1)
     for start, pairs in TABLE_2.items():
         for beta, (reward, policy) in zip(BETAS, pairs, strict=True):
-            yield number(row(start, "dpo", "self", beta), reward, 2, "ranking accuracy of the reward")
-            yield number(row(start, "dpo", "self", beta), policy, 2, "ranking accuracy of the policy")
+            yield number(row(start, "dpo", "self", beta), reward, 2, BY_REWARD)
+            yield number(row(start, "dpo", "self", beta), policy, 2, BY_POLICY)
     yield number(row("mistral-7b", "probability", "none", 100.0), 12.84, 3)
     yield number(row("mistral-7b", "likelihood", "prior", 0.01), 13.63, 3)
     for (start, reference), values in TABLE_4.items():

@@ -23,7 +23,7 @@ from jaxalign.data.records import ExampleSet
 from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.methods import Method, get_method
+from jaxalign.methods import Layout, Method, get_method
 from jaxalign.models.config_json import parse_config, read_config, read_json
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.huggingface import resolve
@@ -147,7 +147,8 @@ def check_data(config: RunConfig, *, tokenizer: Any = None) -> CheckedData:
         }
     if data.size is not None:
         examples, report = loaded["train"]
-        examples = nested_subset(examples, data.size, data.seed)
+        apart = get_method(config.method.name).layout is Layout.UNPAIRED
+        examples = nested_subset(examples, data.size, data.seed, answers_apart=apart)
         loaded["train"] = (examples, _amended(report, examples, 0))
     if "density_ratios" in get_method(config.method.name).columns:
         loaded = _with_density_ratios(loaded, data.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -56,26 +57,39 @@ def shared_prompts(train: ExampleSet, held_out: ExampleSet) -> list[tuple[int, i
     return [(i, other) for i, other in pairs if other is not None]
 
 
-def nested_subset(examples: ExampleSet, size: int, seed: int) -> ExampleSet:
+def nested_subset(examples: ExampleSet, size: int, seed: int, *, answers_apart: bool = False) -> ExampleSet:
     """The first `size` examples in a seeded order: each size's subset begins with those of all smaller sizes.
 
     An example's place depends on its own token ids and the seed, not on where it stands: rows added to the data, or
     removed, leave the others in their order.
 
+    Args:
+      examples: what to take from.
+      size: how many.
+      seed: of the order.
+      answers_apart: each answer is an example of its own. Those of one prompt that stand side by side then count as
+        one and stay together, so that a size takes the same pairs whether a method reads pairs or labelled answers.
+
     Raises:
       DataError: there are not enough examples.
     """
-    if not 1 <= size <= len(examples):
-        raise DataError(f"data.size: got {size}, expected at most the {len(examples)} examples that there are.")
+    groups = _by_prompt(examples) if answers_apart else [[i] for i in range(len(examples))]
+    if not 1 <= size <= len(groups):
+        raise DataError(f"data.size: got {size}, expected at most the {len(groups)} examples that there are.")
     copies: Counter[bytes] = Counter()
     keys = []
-    for example in examples:
-        parts = (example.prompt, *example.completions)
+    for group in groups:
+        parts = (examples[group[0]].prompt, *(part for i in group for part in examples[i].completions))
         content = hashlib.blake2b(str((seed, *map(len, parts))).encode(), digest_size=16)
         for part in parts:
             content.update(part.astype("<i4").tobytes())
         digest = content.digest()
         keys.append(hashlib.blake2b(digest + copies[digest].to_bytes(8, "little"), digest_size=16).digest())
         copies[digest] += 1
-    order = sorted(range(len(examples)), key=keys.__getitem__)
-    return examples.select(order[:size])
+    order = sorted(range(len(groups)), key=keys.__getitem__)
+    return examples.select([i for group in order[:size] for i in groups[group]])
+
+
+def _by_prompt(examples: ExampleSet) -> list[list[int]]:
+    """Indices of neighbours with the same prompt, as the answers of a pair are."""
+    return [list(group) for _, group in itertools.groupby(range(len(examples)), lambda i: prompt_key(examples[i]))]

@@ -117,7 +117,7 @@ def row_of(
             "compare": study.compare,
             "notes": list(study.notes),
             "published": [
-                {"labels": dict(p.labels), "metric": p.metric, "value": p.value, "source": p.source}
+                {"labels": dict(p.labels), "metric": p.metric, "value": p.value, "source": p.source, "ours": p.ours}
                 for p in study.published
             ],
         },

@@ -90,12 +90,14 @@ class Published:
       metric: what it is, in the paper's words.
       value: the number; None where the paper says degenerate.
       source: paper and table.
+      ours: ``"MEASURE/METRIC"``, our measurement of the same quantity; None where the study has none.
     """
 
     labels: Mapping[str, Label]
     metric: str
     value: float | None
     source: str
+    ours: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

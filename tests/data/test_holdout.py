@@ -83,3 +83,16 @@ def test_copies_of_an_example_have_places_of_their_own():
 def test_a_subset_is_not_larger_than_the_data(examples, size):
     with pytest.raises(DataError, match=f"data.size: got {size}, expected at most the 60 examples"):
         nested_subset(examples, size, 0)
+
+
+def test_answers_of_a_pair_are_taken_as_the_pair_is():
+    prompts = [[1, i, i + 1] for i in range(30)]
+    pairs = ExampleSet.from_segments([s for p in prompts for s in (p, [2, p[1]], [3, p[1]])], completions=2)
+    answers = ExampleSet.from_segments([s for p in prompts for a in (2, 3) for s in (p, [a, p[1]])], completions=1)
+    for size in (1, 8, 30):
+        taken = nested_subset(pairs, size, 3)
+        apart = nested_subset(answers, size, 3, answers_apart=True)
+        both = [(e.prompt.tolist(), c.tolist()) for e in taken for c in e.completions]
+        assert ids(apart) == both
+    with pytest.raises(DataError, match="at most the 30 examples"):
+        nested_subset(answers, 31, 3, answers_apart=True)

@@ -29,12 +29,14 @@ def study() -> dict[str, Any]:
                 "metric": "win rate",
                 "value": 14.03,
                 "source": "A Paper (2024), Table 1",
+                "ours": "answers/exact",
             },
             {
                 "labels": {"method": "dpo", "beta": 0.01, "start": "base"},
                 "metric": "win rate",
                 "value": None,
                 "source": "A Paper (2024), Table 1",
+                "ours": "answers/exact",
             },
         ],
     }

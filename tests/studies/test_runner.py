@@ -110,7 +110,7 @@ def test_what_a_row_says(files, ruler, trainings):
     assert row == rows.read(files / "w")[1]
     assert row["study"] == {
         "name": "small", "question": "q?", "headline": "m/x", "compare": "method", "notes": ["a note"],
-        "published": [{"labels": {"method": "dpo"}, "metric": "x", "value": None, "source": "table 1"}],
+        "published": [{"labels": {"method": "dpo"}, "metric": "x", "value": None, "source": "table 1", "ours": None}],
     }  # fmt: skip
     assert (row["row"], row["labels"]) == ("dpo-beta0.1-seed0", {"method": "dpo", "beta": 0.1, "seed": 0})
     assert (row["status"], row["error"]) == ("done", None)

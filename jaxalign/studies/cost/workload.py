@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxalign import build
 from jaxalign.config import RunConfig, from_dict, to_dict
+from jaxalign.data.holdout import prompt_key
 from jaxalign.data.sources import expand
 from jaxalign.errors import ConfigError, DataError, ModelError
 from jaxalign.methods import Layout, get_method
@@ -128,8 +129,9 @@ def _counted(config: RunConfig, root: RunConfig) -> Workload | None:
     if method.mismatched:
         rest = np.concatenate([rest, np.roll(rest[:, :1], 1, axis=0)], axis=1)
     total = prompt + rest.sum(axis=1)
+    factor = 2 if method.layout is Layout.UNPAIRED and lengths.pairs else 1
     return Workload(
-        examples=min(len(prompt), config.data.size or len(prompt)),
+        examples=min(len(prompt), factor * (config.data.size or len(prompt))),
         held_out=held_out,
         tokens=float(total.mean()),
         scored=float((total if config.data.loss_on == "all" else rest.sum(axis=1)).mean()),
@@ -161,6 +163,7 @@ class _Lengths(NamedTuple):
     prompt: np.ndarray  # [E]
     completions: np.ndarray  # [E, K]
     held_out: int
+    pairs: bool  # the first two examples are the answers of one
 
 
 @functools.lru_cache(maxsize=64)
@@ -175,7 +178,8 @@ def _lengths(key: str) -> _Lengths | None:
     except (ConfigError, DataError, ModelError):
         return None
     lengths = np.asarray(data.train.lengths, np.float64)
-    return _Lengths(lengths[:, 0], lengths[:, 1:], 0 if data.held_out is None else len(data.held_out))
+    pairs = len(data.train) > 1 and prompt_key(data.train[0]) == prompt_key(data.train[1])
+    return _Lengths(lengths[:, 0], lengths[:, 1:], 0 if data.held_out is None else len(data.held_out), pairs)
 
 
 def _assumed(config: RunConfig, known: Mapping[str, PublishedData]) -> Workload | None:
@@ -199,7 +203,7 @@ def _assumed(config: RunConfig, known: Mapping[str, PublishedData]) -> Workload 
     completion = min(facts.completion, length - prompt)
     tokens = prompt + answers * completion
     return Workload(
-        examples=min(factor * rows, data.size or factor * rows),
+        examples=factor * min(rows, data.size or rows),
         held_out=factor * held_out,
         tokens=tokens,
         scored=tokens if data.loss_on == "all" else answers * completion,

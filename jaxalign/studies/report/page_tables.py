@@ -255,25 +255,27 @@ def published(results: Results) -> str:
     for each in results.study.get("published", ()):
         labels = {k: v for k, v in each["labels"].items() if k != SEED}
         ours = [g for g in results.groups if all(g.labels.get(k) == v for k, v in labels.items()) and g.protocol == 0]
-        found = estimate(results, ours[0], results.headline) if len(ours) == 1 else None
+        same = each.get("ours")  # the paper's quantity as we measure it; without one nothing of ours stands beside it
+        found = estimate(results, ours[0], same) if same and len(ours) == 1 else None
         here = DASH
         if found is not None and found.value is not None:
             here = measured(found.value, found.low, found.high, found.unit)
         elif found is not None and found.degenerate:
             here = DEGENERATE
-        elif len(ours) > 1:
+        elif same and len(ours) > 1:
             here = f"{len(ours)} settings"
         value = DEGENERATE if each.get("value") is None else f"{each['value']:g}"
         rows.append(
             f'<tr><th scope="row">{escape(setting(labels) or "all")}</th>'
             f'<td class="words">{escape(str(each["metric"]))}</td><td class="value">{value}</td>'
             f'<td class="words">{escape(str(each["source"]))}</td>'
-            f'<td class="value">{escape(here)}</td></tr>'
+            f'<td class="value">{escape(here)}</td>'
+            f'<td class="words">{escape(metric_name(same) if same else DASH)}</td></tr>'
         )
     if not rows:
         return ""
     names = [head("setting", "label"), head("metric of the paper", "words"), head("published"), head("source", "words")]
-    return table([*names, head(f"here: {metric_name(results.headline)}")], rows)
+    return table([*names, head("here"), head("our metric", "words")], rows)
 
 
 def failures(results: Results) -> str:
