@@ -10,7 +10,7 @@ on nested subsets of the pairs.
 Arguments, separated by commas; lists are joined by +:
 
   scale=full        Mistral-7B and UltraFeedback on a pod (the default); tiny: the generated world, on two CPU cores
-  seeds=3           seeds of the order and choice of pairs; default 3, tiny 2
+  seeds=3           seeds of the order and choice of pairs; default 3
   sizes=1000+all    pairs to train on; default 1000+5000+10000+20000+40000+all, tiny 256+1024+all
   methods=dpo+kto   default dpo+ipo+kto+kto_pair+cpo
   benchmarks=DIR    the benchmarks' data on disk; default: the hub's
@@ -23,7 +23,7 @@ Arguments, separated by commas; lists are joined by +:
 What to expect. Full scale: 273 rows of 7 billion parameters; look at --dry-run before starting any of them, and make
 one row first (--row=base-dpo-beta0.01-size1000-seed0). The paper reports that small subsets reach most of the gain,
 that KTO and CPO need SFT least, and little effect on reasoning. None of its tables could be read for this study, so no
-published number stands beside ours. Tiny: 93 rows of less than a minute each; which of the shapes appear there is
+published number stands beside ours. Tiny: 144 rows of less than a minute each; which of the shapes appear there is
 measured, not promised.
 
 What is not known of the paper's runs is listed in the study's notes, which every report repeats.
@@ -34,8 +34,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from devices import laid_out
-from published import ARCHITECTURES, DATASETS
-
 from jaxalign.config_transport import parse_arg
 from jaxalign.errors import ConfigError, did_you_mean
 from jaxalign.evaluation.judge_settings import JudgeSettings
@@ -44,6 +42,8 @@ from jaxalign.quickstart import settings as tiny_settings
 from jaxalign.quickstart import stages as tiny
 from jaxalign.studies import measures
 from jaxalign.studies.study import Measure, Stage, Study, Subject, Trial
+from published import ARCHITECTURES, DATASETS
+from rows import unaligned
 
 ZEPHYR = str(Path(__file__).resolve().parent / "zephyr.jinja")
 STARTS = {
@@ -83,14 +83,14 @@ NOTES = (
 )
 TINY_NOTES = (
     "Tiny scale: the models learn a generated world, so no number here says anything of language. sft, base and "
-    "instruct are made by the study, betas are those of the quick start.",
+    "instruct are made by the study, anew for each seed; betas are those of the quick start.",
 )
 
 
 class Scale(NamedTuple):
     """What differs between a pod and two cores."""
 
-    start: Callable[[str], Stage | str]
+    start: Callable[[str, int], Stage | str]
     align: Callable[[str, str, float, int | None, int], Stage]
     betas: dict[str, float]
     sizes: tuple[int | None, ...]
@@ -110,11 +110,12 @@ def get_study(arg: str | None = None) -> Study:
     )  # fmt: skip
     scale = _full(args) if args.scale == "full" else _tiny(args)
     methods, sizes = _chosen_methods(args.methods, scale.betas), _chosen_sizes(args.sizes, scale)
-    trials = [Trial(labels={"start": start, "method": "none"}, model=scale.start(start)) for start in STARTS]
+    seeds = args.seeds or scale.seeds
+    trials = [trial for start in STARTS for trial in unaligned(start, scale.start, seeds)]
     for start in STARTS:
         for method in methods:
             for size in sizes:
-                for seed in range(args.seeds or scale.seeds):
+                for seed in range(seeds):
                     beta = scale.betas[method]
                     labels = {"start": start, "method": method, "beta": beta, "size": size or scale.all_pairs}
                     stage = scale.align(start, method, beta, size, seed)
@@ -164,7 +165,7 @@ def recipe(start: str, method: str, beta: float, size: int | None, seed: int) ->
 
 def _full(args: Any) -> Scale:
     return Scale(
-        start=STARTS.__getitem__,
+        start=lambda start, seed: STARTS[start],
         align=lambda *cell: laid_out(recipe(*cell), args.tensor, args.microbatches),
         betas=BETAS,
         sizes=SIZES,
@@ -211,13 +212,16 @@ def _formatted(make: Callable[[str | None], Measure]) -> Measure:
 
 def _tiny(args: Any) -> Scale:
     world = args.world
-    starts = {"sft": tiny.sft(world), "base": tiny.base(world), "instruct": tiny.instruct(world)}
+    starts = {"sft": tiny.sft, "base": tiny.base, "instruct": tiny.instruct}
 
-    def align(start: str, method: str, beta: float, size: int | None, seed: int) -> Stage:
-        return tiny.align(world, starts[start], method, size=size, seed=seed, options={"beta": beta})
+    def start(name: str, seed: int) -> Stage:
+        return starts[name](world, seed)
+
+    def align(name: str, method: str, beta: float, size: int | None, seed: int) -> Stage:
+        return tiny.align(world, start(name, seed), method, size=size, seed=seed, options={"beta": beta})
 
     return Scale(
-        start=starts.__getitem__,
+        start=start,
         align=align,
         betas={
             method: float(get_method(method).resolve_options(tiny_settings.OPTIONS.get(method, {}))["beta"])
@@ -225,7 +229,7 @@ def _tiny(args: Any) -> Scale:
         },
         sizes=TINY_SIZES,
         all_pairs=tiny_settings.PAIRS,
-        seeds=2,
+        seeds=3,
         measures=tiny.measures(world),
         headline="answers/exact",
         notes=TINY_NOTES,

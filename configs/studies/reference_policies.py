@@ -12,7 +12,7 @@ Arguments, separated by commas; lists are joined by +:
 
   scale=full            the paper's models on a pod (the default); tiny: the generated world, on two CPU cores
   part=all              beta, objectives or references: one of the three questions
-  seeds=1               seeds of the order of the pairs; default 1 as in the paper, tiny 2
+  seeds=1               seeds of the order of the pairs; default 1 as in the paper, tiny 3
   starts=mistral-7b     default mistral-7b+tulu-2-7b+qwen2-1.5b; tiny has sft
   data=NAME             pairs; default allenai/ultrafeedback_binarized_cleaned
   alpaca_eval=FILE      AlpacaEval 2's set with the baseline's outputs; without it it is not measured
@@ -26,7 +26,7 @@ Arguments, separated by commas; lists are joined by +:
 What to expect. The paper: smaller beta is better until text degenerates, with the optimum at 0.01 to 0.02; DPO beats
 both objectives without a reference model; a stronger reference helps only when it is like the policy, and then the best
 beta is about 1. Its numbers stand beside ours in the report. Log-probabilities of the 70-billion reference are computed
-once for each start's pairs, on the whole mesh, and serve all its betas. Tiny: 63 rows of less than a minute each; which
+once for each start's pairs, on the whole mesh, and serve all its betas. Tiny: 93 rows of less than a minute each; which
 of the shapes appear there is measured, not promised.
 
 Where this study differs from the paper's runs, or the paper does not say, is listed in its notes.
@@ -37,14 +37,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from devices import laid_out
-from published import ARCHITECTURES, DATASETS
-
 from jaxalign.config_transport import parse_arg
 from jaxalign.errors import ConfigError, did_you_mean
 from jaxalign.evaluation.judge_settings import JudgeSettings
 from jaxalign.quickstart import stages as tiny
 from jaxalign.studies import measures
 from jaxalign.studies.study import Measure, Published, Stage, Study, Trial
+from published import ARCHITECTURES, DATASETS
+from rows import unaligned
 
 FOLDER = Path(__file__).resolve().parent
 PAIRS = "allenai/ultrafeedback_binarized_cleaned"
@@ -63,7 +63,8 @@ OTHER_BETAS = (10.0, 1.0, 0.1, 0.01, 0.005)
 """With other references."""
 PROBABILITY_BETAS = (1.0, 10.0, 100.0)
 BEST_BETA = 0.01
-"""Of the DPO checkpoint that becomes a reference."""
+TINY_BEST_BETA = 2.0
+"""Of the DPO checkpoint that becomes a reference; in the generated world, the best of one run at each beta."""
 PARTS = ("all", "beta", "objectives", "references")
 
 QUESTION = (
@@ -92,8 +93,9 @@ NOTES = (
 )
 TINY_NOTES = (
     "Tiny scale: the models learn a generated world, so no number here says anything of language. The references are "
-    "the start itself, a better model like it, a better one of another family with another tokenizer, and the DPO "
-    "model.",
+    "the start itself, a better model like it (the same base model, fine-tuned on better answers), a better one unlike "
+    "it (another family, another tokenizer, a chatty style), and the start aligned by DPO at beta 2. Every seed makes "
+    "all of them anew.",
 )
 SOURCE = "arXiv 2407.13709v2, table {}"
 
@@ -102,7 +104,7 @@ class Scale(NamedTuple):
     """What differs between a pod and two cores."""
 
     starts: tuple[str, ...]
-    model: Callable[[str], Stage | str]
+    start: Callable[[str, int], Stage | str]
     align: Callable[[str, str, str, float, int], Stage]
     betas: Callable[[str], tuple[float, ...]]
     other_betas: tuple[float, ...]
@@ -128,12 +130,13 @@ def get_study(arg: str | None = None) -> Study:
         starts = starts[:1]
     elif args.part == "references":
         starts = tuple(start for start in starts if scale.references(start))
-    trials = [Trial(labels={"start": start, "method": "none"}, model=scale.model(start)) for start in starts]
+    seeds = args.seeds or scale.seeds
+    trials = [trial for start in starts for trial in unaligned(start, scale.start, seeds)]
     if args.scale == "full" and args.part in ("all", "references"):
         trials.append(Trial(labels={"start": "mistral-v0.2", "method": "none"}, model=REFERENCES["mistral-v0.2"]))
     cells = dict.fromkeys(_cells(args.part, starts, scale))  # parts overlap
     for start, objective, reference, beta in cells:
-        for seed in range(args.seeds or scale.seeds):
+        for seed in range(seeds):
             labels = {"start": start, "method": "dpo", "objective": objective, "reference": reference, "beta": beta}
             stage = scale.align(start, objective, reference, beta, seed)
             trials.append(Trial(labels={**labels, "seed": seed}, model=stage))
@@ -259,7 +262,7 @@ def _full(args: Any) -> Scale:
 
     return Scale(
         starts=tuple(STARTS),
-        model=lambda start: placed(_tuned(STARTS[start][0])) if start == "qwen2-1.5b" else STARTS[start][0],
+        start=lambda name, seed: placed(_tuned(STARTS[name][0])) if name == "qwen2-1.5b" else STARTS[name][0],
         align=align,
         betas=lambda start: (*BETAS, 0.001) if start == "qwen2-1.5b" else BETAS,
         other_betas=OTHER_BETAS,
@@ -297,25 +300,24 @@ def _full_measures(args: Any) -> tuple[Measure, ...]:
 
 def _tiny(args: Any) -> Scale:
     world = args.world
-    sft = tiny.sft(world)
-    betas = (2.0, 0.5, 0.1, 0.02, 0.005)
+    betas = (10.0, 2.0, 0.5, 0.1, 0.02)
     pairs = str(Path(world) / "crowd" / "eval_pairs.jsonl")
 
     def align(start: str, objective: str, reference: str, beta: float, seed: int) -> Stage:
         sources: dict[str, Any] = {"self": "policy", "none": "none", "prior": "prior"}
-        sources |= {"better": tiny.better(world), "foreign": tiny.foreign(world)}
-        source = align(start, "dpo", "self", 0.1, 0) if reference == "dpo" else sources[reference]
-        return tiny.align(world, sft, "dpo", seed=seed, options={"beta": beta}, reference=source)
+        sources |= {"better": tiny.better(world, seed), "foreign": tiny.foreign(world, seed)}
+        source = align(start, "dpo", "self", TINY_BEST_BETA, seed) if reference == "dpo" else sources[reference]
+        return tiny.align(world, tiny.sft(world, seed), "dpo", seed=seed, options={"beta": beta}, reference=source)
 
     return Scale(
         starts=("sft",),
-        model=lambda start: sft,
+        start=lambda name, seed: tiny.sft(world, seed),
         align=align,
         betas=lambda start: betas,
-        other_betas=(10.0, *betas),
-        probability_betas=(0.05, 0.5, 5.0),
+        other_betas=betas,
+        probability_betas=betas,
         references=lambda start: ("better", "foreign", "dpo"),
-        seeds=2,
+        seeds=3,
         measures=(*tiny.measures(world), measures.token_shift(pairs, against="start", min_count=20, dtype="float32")),
         headline="answers/exact",
         notes=TINY_NOTES,

@@ -96,7 +96,7 @@ def test_tiny_has_the_same_labels_and_method_options(study, tmp_path):
     full, tiny = study(VARIANTS), study(VARIANTS, f"scale=tiny,world={tmp_path}")
     for name in ("start", "method"):
         assert {t.labels[name] for t in tiny.trials} == {t.labels[name] for t in full.trials}
-    assert len(tiny.trials) == 3 + 3 * 5 * 3 * 2
+    assert len(tiny.trials) == 3 * 3 + 3 * 5 * 3 * 3
     assert tiny.prepare is not None
     for trial in rows(tiny, start="base", size=256):
         assert settings(trial)["method"]["beta"] == trial.labels["beta"]
