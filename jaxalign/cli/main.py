@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code; see ``jaxalign --help`` for their meanings."""
     from jaxalign.cli.parser import parse
 
+    # transformers warns in every process that torch is absent, which here it always may be.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     argv = sys.argv[1:] if argv is None else list(argv)
     verb = "jaxalign"
     try:
