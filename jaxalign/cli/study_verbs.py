@@ -108,6 +108,22 @@ def _check(args: Namespace) -> tuple[int, int]:
         ):
             if given:
                 problems.append(f"{flag}: got it beside --row, expected only one of the two.")
+    if args.jobs < 1:
+        problems.append(f"--jobs: got {args.jobs}, expected 1 or more.")
+    if args.emit is not None:
+        for flag, given in (
+            ("--row", args.row is not None),
+            ("--shard", args.shard is not None),
+            ("--shared", args.shared),
+            ("--jobs", args.jobs != 1),
+            ("--in-process", args.in_process),
+            ("--dry-run", args.dry_run),
+            ("--retry-failed", args.retry_failed),
+        ):
+            if given:
+                problems.append(
+                    f"{flag}: got it beside --emit, which only writes jobs, for all rows; expected one of them."
+                )
     if args.in_process and args.jobs != 1:
         problems.append("--jobs: got it beside --in-process, which makes one row after another.")
     if args.out is not None and args.emit is None:
@@ -154,11 +170,13 @@ def _group_title(i: int, group: Sequence) -> str:
 def _end(args: Namespace, plan, chosen: Sequence) -> int:
     """Tells what there is now. A part of an array succeeds also with failed rows: the scheduler should go on."""
     from jaxalign.studies import rows
+    from jaxalign.studies.plan_text import outside
 
     status = {row["row"]: row["status"] for row in rows.read(plan.folders.all_rows)}
     failed = [row.id for row in chosen if status.get(row.id) == "failed"]
-    done = sum(value == "done" for value in status.values())
-    print(f"{done} of {len(plan.rows)} rows done: {plan.folders.all_rows}")
+    done = sum(status.get(row.id) == "done" for row in plan.rows)
+    more = f", and {outside(plan.outside)}" if plan.outside else ""
+    print(f"{done} of {len(plan.rows)} rows done{more}: {plan.folders.all_rows}")
     if not failed:
         return 0
     shown = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")

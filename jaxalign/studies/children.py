@@ -169,7 +169,7 @@ class Children:
         else:
             self._died(running, code, waiting)
         if job.row is not None:
-            rows.collect(self._folders, [(row.id, row.key) for row in self._plan.rows])
+            rows.collect(self._folders, self._plan.keys, self._plan.study)
 
     def _over(self, job: Job, code: int) -> bool:
         """Whether a job did what it should. With a row that is done it may have died on its way out."""

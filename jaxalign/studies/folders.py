@@ -80,6 +80,11 @@ class Folders:
         return self.root / "rows.jsonl"
 
     @property
+    def about(self) -> Path:
+        """Whose folder it is: the study, and the keys of its rows."""
+        return self.root / "study.json"
+
+    @property
     def events(self) -> Path:
         """What was begun and ended when, a line each, oldest first."""
         return self.root / "events.jsonl"

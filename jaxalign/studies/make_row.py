@@ -110,17 +110,7 @@ def row_of(
             told.append({**head, **facts(folder)})
     model = str(folders.stage(plan.stages[row.model].name, row.model) / "export") if row.trained else row.model
     return {
-        "study": {
-            "name": study.name,
-            "question": study.question,
-            "headline": study.headline,
-            "compare": study.compare,
-            "notes": list(study.notes),
-            "published": [
-                {"labels": dict(p.labels), "metric": p.metric, "value": p.value, "source": p.source, "ours": p.ours}
-                for p in study.published
-            ],
-        },
+        "study": rows.study_header(study),
         "row": row.id,
         "key": row.key,
         "labels": dict(row.labels),
@@ -243,7 +233,8 @@ def _check_same(plan: Plan, stage: PlannedStage) -> None:
         saved = read_json(folder / "config.json")
     except ConfigError as error:
         raise StageFailed(error_of(error, stage.name)) from error
-    changed = [line for line in differences(saved, stage.config) if not line.startswith((*MODELS, *FILES, *DATA))]
+    paths = (*MODELS, *FILES, *DATA)  # what lies there is in the key; where it lies may change
+    changed = [line for line in differences(saved, stage.config) if line.partition(":")[0] not in paths]
     if changed:
         error = ConfigError(
             f"{folder} holds a run of another configuration, perhaps of another version of jaxalign. Remove it, or give"

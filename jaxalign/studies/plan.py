@@ -97,6 +97,18 @@ class Plan:
         """The stages that several rows need."""
         return tuple(stage for stage in self.stages.values() if len(stage.rows) > 1)
 
+    @property
+    def outside(self) -> int:
+        """How many rows of other parts of the study are in ``rows.jsonl``."""
+        there = rows.read(self.folders.all_rows) if self.folders.all_rows.is_file() else []
+        own = self.keys
+        return sum(row["row"] not in own and row.get("study", {}).get("name") == self.study.name for row in there)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The rows' keys, by name."""
+        return {row.id: row.key for row in self.rows}
+
     def row(self, name: str) -> PlannedRow:
         """The row of this name.
 

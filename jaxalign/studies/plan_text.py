@@ -25,6 +25,8 @@ def plan_lines(plan: Plan, chosen: Sequence[PlannedRow] | None = None) -> Iterat
         yield from textwrap.wrap(note, WIDTH, initial_indent="  * ", subsequent_indent="    ")
     yield ""
     yield from _rows(plan)
+    if plan.outside:
+        yield f"  and {outside(plan.outside)}"
     yield ""
     yield from _stages(plan)
     if study.measures:
@@ -34,6 +36,11 @@ def plan_lines(plan: Plan, chosen: Sequence[PlannedRow] | None = None) -> Iterat
     if chosen is not None:
         yield ""
         yield f"{len(chosen)} of {len(plan.rows)} rows to make now"
+
+
+def outside(count: int) -> str:
+    """Of rows that the study has but this plan has not."""
+    return f"{count} row{'s' * (count > 1)} of this study with other arguments, kept in rows.jsonl"
 
 
 def _rows(plan: Plan) -> Iterator[str]:

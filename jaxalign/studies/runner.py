@@ -9,7 +9,7 @@ from typing import Any
 from jaxalign.errors import ConfigError
 from jaxalign.studies import rows
 from jaxalign.studies.children import Children, Job, Show, outcome_line
-from jaxalign.studies.folders import Folders, locked, read_json, write_json
+from jaxalign.studies.folders import Folders, locked, read_json
 from jaxalign.studies.make_row import StageFailed, ensure_stage, forget_failures, make_row
 from jaxalign.studies.plan import Plan, PlannedRow, PlannedStage, make_plan, unfinished
 from jaxalign.studies.processes import is_first
@@ -27,7 +27,7 @@ def prepared(study: Study, workdir: str | Path) -> Plan:
       ConfigError: with everything that is wrong; or the folder holds another study.
     """
     folders = Folders.of(workdir)
-    known = read_json(folders.root / "study.json")
+    known = read_json(folders.about)
     if known is not None and known.get("name") != study.name:
         raise ConfigError(
             f"--workdir: {workdir} holds the study {known.get('name')!r}, and this is {study.name!r}. Give each its own"
@@ -68,8 +68,7 @@ def begin(plan: Plan, *, retry_failed: bool = False) -> None:
     """Writes what says whose folder it is; with `retry_failed`, lets failed stages be tried again."""
     if not is_first():
         return
-    study = plan.study
-    write_json(plan.folders.root / "study.json", {"name": study.name, "question": study.question})
+    rows.note_study(plan.folders, plan.study, plan.keys)
     if retry_failed:
         forget_failures(plan)
 
@@ -177,10 +176,10 @@ def part(items: Sequence[Any], shard: Shard) -> list[Any]:
 
 
 def collect(plan: Plan) -> list[rows.Row]:
-    """Writes ``rows.jsonl`` from the rows that are there."""
+    """Writes ``rows.jsonl`` from the rows that are there: those of the plan, and behind them others of the study."""
     if not is_first():
         return []
-    return rows.collect(plan.folders, [(row.id, row.key) for row in plan.rows])
+    return rows.collect(plan.folders, plan.keys, plan.study)
 
 
 def place(plan: Plan, row: PlannedRow) -> str:

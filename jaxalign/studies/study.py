@@ -91,6 +91,7 @@ class Published:
       value: the number; None where the paper says degenerate.
       source: paper and table.
       ours: ``"MEASURE/METRIC"``, our measurement of the same quantity; None where the study has none.
+      unit: of the value, as `jaxalign.evaluation.outcome.Metric` has it: ``"%"``, ``"share"`` (of 1), ``"tokens"``.
     """
 
     labels: Mapping[str, Label]
@@ -98,6 +99,7 @@ class Published:
     value: float | None
     source: str
     ours: str | None = None
+    unit: str = "%"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -252,7 +252,7 @@ def test_rows_that_are_there(files, tmp_path):
     assert [row.stale for row in again.rows] == [False, False, True, False]
     assert [row.id for row in unfinished(again)] == ["beta0.3", "beta0.4"]
     assert [row.id for row in unfinished(again, retry_failed=True)] == ["beta0.2", "beta0.3", "beta0.4"]
-    assert [row["row"] for row in rows.collect(again.folders, [(r.id, r.key) for r in again.rows])] == [
+    assert [row["row"] for row in rows.collect(again.folders, again.keys)] == [
         "beta0.1",
         "beta0.2",
     ]

@@ -15,6 +15,7 @@ from jaxalign.errors import DataError
 from jaxalign.studies import rows
 from jaxalign.studies.folders import Folders, locked, note_event, write_json, write_text
 from jaxalign.studies.stages import curves
+from jaxalign.studies.study import Published, Study
 from tests.conftest import REPOSITORY
 
 
@@ -27,11 +28,55 @@ def test_rows_come_in_the_plans_order_and_only_of_their_keys(tmp_path):
     for each in (row("b"), row("a", value=math.nan), row("c", key="old"), row("d", status="failed")):
         rows.write_row(folders, each)
     folders.row("e").write_text('{"row": "e", "key": "k", "status": "do')  # never by us: writes are whole or absent
-    found = rows.collect(folders, [(name, "k") for name in "dcbae"])
+    found = rows.collect(folders, dict.fromkeys("dcbae", "k"))
     assert [each["row"] for each in found] == ["d", "b", "a"]
     assert rows.read(tmp_path) == rows.read(tmp_path / "rows.jsonl") == found
     assert found[2]["value"] is None
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def a_study(name="s", **changes) -> Study:
+    published = (Published(labels={"n": "a"}, metric="x", value=0.5, source="table 1", unit="share"),)
+    tree = {"question": "q", "trials": (), "measures": (), "headline": "m/x", "published": published}
+    return Study(**{"name": name, **tree, **changes})
+
+
+def test_rows_of_other_parts_of_the_study_stay_with_the_study_as_it_is_now(tmp_path):
+    folders = Folders.of(tmp_path)
+    rows.note_study(folders, a_study(notes=("old",)), {"a": "k", "b": "k", "c": "k"})
+    old = {"study": rows.study_header(a_study(notes=("old",)))}
+    for each in (row("a", **old), row("b", **old), row("c", key="made by an earlier version", **old)):
+        rows.write_row(folders, each)
+    rows.write_row(folders, row("z", **old))  # of a plan that nobody recorded
+    rows.write_row(folders, row("y", study={"name": "another"}))
+    rows.write_row(folders, row("same", **old) | {"labels": {"n": "d"}})  # the same row, from before it was renamed
+    rows.write_row(folders, row("d", **old))
+    now = a_study(notes=("new",), compare="n")
+    rows.note_study(folders, now, {"d": "k", "b": "changed"})
+    found = rows.collect(folders, {"d": "k", "b": "changed"}, now)
+    assert [each["row"] for each in found] == ["d", "a", "z"]
+    assert all(each["study"] == rows.study_header(now) for each in found)
+    assert found[0]["study"]["published"][0]["unit"] == "share"
+    # The same without a plan, however little of it is left.
+    (tmp_path / "rows.jsonl").write_text("")
+    assert rows.collect_folder(tmp_path) == found == rows.read(tmp_path)
+
+
+def test_a_folder_without_the_rows_own_files_is_read_as_it_is(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="no rows can be read"):
+        rows.collect_folder(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row("a")) + "\n")
+    assert rows.collect_folder(tmp_path) == rows.collect_folder(tmp_path / "rows.jsonl") == [row("a")]
+    # Rows that nothing else is known of are taken by name, and a folder that cannot be written is read.
+    for name in "cb":
+        rows.write_row(Folders.of(tmp_path), row(name))
+    assert [each["row"] for each in rows.collect_folder(tmp_path)] == ["b", "c"]
+
+    def read_only(path, text):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(rows, "write_text", read_only)
+    assert [each["row"] for each in rows.collect_folder(tmp_path)] == ["b", "c"]
 
 
 def test_paths_into_the_study_are_relative(tmp_path):

@@ -110,7 +110,9 @@ def test_what_a_row_says(files, ruler, trainings):
     assert row == rows.read(files / "w")[1]
     assert row["study"] == {
         "name": "small", "question": "q?", "headline": "m/x", "compare": "method", "notes": ["a note"],
-        "published": [{"labels": {"method": "dpo"}, "metric": "x", "value": None, "source": "table 1", "ours": None}],
+        "published": [
+            {"labels": {"method": "dpo"}, "metric": "x", "value": None, "source": "table 1", "ours": None, "unit": "%"},
+        ],
     }  # fmt: skip
     assert (row["row"], row["labels"]) == ("dpo-beta0.1-seed0", {"method": "dpo", "beta": 0.1, "seed": 0})
     assert (row["status"], row["error"]) == ("done", None)
@@ -228,6 +230,21 @@ def test_the_folder_of_another_study_is_refused(files, ruler, trainings):
     run_study(make_study(files, ruler, betas=()), files / "w")
     with pytest.raises(ConfigError, match="holds the study 'small', and this is 'large'"):
         run_study(make_study(files, ruler, name="large"), files / "w")
+
+
+def test_parts_of_a_study_in_one_folder(files, ruler, trainings):
+    everything = run_study(make_study(files, ruler, betas=(0.1, 0.2)), files / "w")
+    part = make_study(files, ruler, betas=(0.2, 0.3), notes=("another note",))
+    found = run_study(part, files / "w")
+    assert [row["row"] for row in found] == [
+        "none", "dpo-beta0.2-seed0", "dpo-beta0.3-seed0", "dpo-beta0.1-seed0",
+    ]  # fmt: skip
+    assert {row["study"]["notes"][0] for row in found} == {"another note"}
+    assert len(ruler.subjects) == 4
+    assert prepared(part, files / "w").outside == 1
+    again = run_study(make_study(files, ruler, betas=(0.1, 0.2)), files / "w")
+    assert again[:3] == everything
+    assert again == rows.collect_folder(files / "w")
 
 
 def test_preparation_comes_first(files, ruler, trainings):
