@@ -151,6 +151,23 @@ def seeds_alone(means: Sequence[float], stderrs: Sequence[float | None] = ()) ->
     return _student(float(array.mean()), math.sqrt(by_seed + by_item), freedom, seeds)
 
 
+def by_components(mean: float, by_seed: float, freedom: float, by_item: float, items: int) -> Paired:
+    """A mean with its variance given in components; the interval is Student's.
+
+    For a table of comparisons whose seeds' variance was estimated from all of them: a few seeds that agree by luck
+    make one comparison look sure, and among many comparisons some always do.
+
+    Args:
+      mean: over seeds and items.
+      by_seed: variance of the mean by the choice of seeds.
+      freedom: degrees of freedom of its estimate.
+      by_item: variance of the mean by the choice of items.
+      items: number of items; 0 where `by_item` is known from elsewhere.
+    """
+    components = ((by_seed, max(freedom, 1.0)), (by_item, items - 1 if items > 1 else math.inf))
+    return _student(mean, math.sqrt(by_seed + by_item), _satterthwaite(components), max(items, 1))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values (Holm, 1979), in the order given.
 

@@ -230,3 +230,89 @@ def test_a_label_that_only_some_rows_have_parts_them():
     assert found == {("dpo", "ipo"): (2.0, 1), ("dpo", "none"): (3.0, 1), ("ipo", "none"): (1.0, 1)}
     (other,) = by_setting(results, "m/x", "reference")
     assert (other.first, other.second, other.value) == ("default", "better", -6.0)
+
+
+def equal_models(rng, settings, seeds, items, seed_spread):
+    """Rows of settings that are all equally good: what differs is luck of training and of items."""
+    hard = rng.normal(0, 0.25, items)
+    return [
+        row(
+            f"m{i}", s, (rng.random(items) < np.clip(0.5 + rng.normal(0, seed_spread) + hard, 0.02, 0.98)).astype(float)
+        )
+        for i in range(settings)
+        for s in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize(("settings", "seeds", "seed_spread"), [(12, 1, 0.0), (8, 2, 0.03)])
+def test_equal_models_seldom_differ_from_the_best(settings, seeds, seed_spread):
+    """The chance of any false "differs" in a study is at most 5 %, though the best is found on the same data."""
+    rng, runs = np.random.default_rng(11), 60 if seeds == 1 else 30
+    false = 0
+    for _ in range(runs):
+        results = Results(equal_models(rng, settings, seeds, 100, seed_spread))
+        found = best_of(results, "m/x", results.groups)
+        assert found is not None
+        false += any(d is not None and d.holds for d in found[1].values())
+        if seeds > 1:
+            false += any(d.holds for d in over_settings(results, "m/x", "method")) and not any(
+                d is not None and d.holds for d in found[1].values()
+            )
+    assert false <= 0.1 * runs  # the chance of more is 3 % for 60 runs, 6 % for 30, were it 5 % for each
+
+
+def test_holm_is_over_all_pairs_with_the_best():
+    rng = np.random.default_rng(0)
+    made = [row(f"m{i}", 0, rng.normal(shift, 1, 60)) for i, shift in enumerate((0.9, 0.5, 0.0, 0.0))]
+    results = Results(made)
+    found = best_of(results, "m/x", results.groups)
+    assert found is not None
+    every = by_setting(results, "m/x", "method")
+    for place, other in enumerate(results.groups[1:], 1):
+        one = found[1][id(other)]
+        same = next(d for d in every if (d.first, d.second) == ("m0", f"m{place}"))
+        assert one is not None
+        assert one.adjusted is not None
+        assert one.paired == same.paired
+        assert one.adjusted == pytest.approx(same.adjusted, abs=0.02)
+
+
+def bare(made, stderr):
+    for each in made:
+        metric = each["results"]["m"]["metrics"]["x"]
+        del metric["values"]
+        if stderr is not None:
+            metric["stderr"] = stderr
+    return made
+
+
+def test_without_items_differences_have_the_standard_errors():
+    made = bare([row("a", 0, [1.0, 2.0]), row("b", 0, [0.5, 1.5])], 0.3)
+    (found,) = by_setting(Results(made), "m/x", "method")
+    assert found.paired is not None
+    assert (found.value, found.covers, found.items) == (pytest.approx(0.5), "items only", 0)
+    assert found.paired.high - found.value == pytest.approx(1.959964 * 0.3 * np.sqrt(2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "known", "expected"),
+    [(1, "values", "items only"), (2, "values", "seeds and items"), (1, None, ""), (2, None, "seeds only"),
+     (1, 0.1, "items only"), (2, 0.1, "seeds and items")],
+)  # fmt: skip
+def test_what_an_interval_covers_is_told(seeds, known, expected):
+    made = [row(m, s, [1.0 + s + (m == "b"), 2.0 - 0.5 * s]) for s in range(seeds) for m in "ab"]
+    results = Results(made if known == "values" else bare(made, known))
+    assert estimate(results, results.groups[0], "m/x").covers == expected
+    (found,) = by_setting(results, "m/x", "method")
+    assert found.covers == expected
+
+
+def test_seeds_that_agree_by_luck_prove_nothing():
+    """With two seeds, a pair's own spread may be far too small; the table's other pairs tell what it is."""
+    means = {"a": (0.0, 0.3), "b": (1.0, 1.3), "c": (0.9, -0.6), "d": (0.8, 2.2)}
+    made = bare([row(m, s, [value]) for m, pair in means.items() for s, value in enumerate(pair)], None)
+    made[0]["results"]["m"]["metrics"]["x"]["value"] += 0.001
+    found = next(d for d in by_setting(Results(made), "m/x", "method") if (d.first, d.second) == ("a", "b"))
+    assert found.paired is not None
+    assert found.paired.p < 0.001
+    assert not found.holds

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxalign.evaluation.statistics import Paired, holm, seeds_alone, seeds_and_items, wilson
+from jaxalign.evaluation.statistics import Paired, by_components, holm, seeds_alone, seeds_and_items, wilson
 from jaxalign.studies.report.results import SEED, Group, Results, canonical, degenerate, is_score, metric_of
 from jaxalign.studies.study import Label
 
 LEVEL = 0.05
 """Differences whose corrected p is below it are said to hold."""
+BOTH, ITEMS, SEEDS, NEITHER = "seeds and items", "items only", "seeds only", ""
+"""What an interval covers: the chance of training, the choice of items."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Estimate:
       degenerate: rows left out of it because their model writes no language.
       mixed: the rows were measured in different ways, so there is no mean.
       unit: of the value.
+      covers: what the interval covers: `BOTH`, `ITEMS`, `SEEDS` or `NEITHER`.
     """
 
     value: float | None
@@ -40,6 +43,7 @@ class Estimate:
     degenerate: int
     mixed: bool
     unit: str
+    covers: str = NEITHER
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class Difference:
       seeds: pairs of rows.
       items: items compared one by one; 0 where the rows do not have their values.
       settings: settings it is the mean of.
+      covers: what the interval covers: `BOTH`, `ITEMS`, `SEEDS` or `NEITHER`.
+      by_item: variance by the choice of items; 0 where unknown.
+      by_seed: variance by the choice of seeds; None with one seed.
     """
 
     first: Label
@@ -67,6 +74,9 @@ class Difference:
     seeds: int
     items: int
     settings: int = 1
+    covers: str = NEITHER
+    by_item: float = 0.0
+    by_seed: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -112,12 +122,20 @@ def _estimate(results: Results, group: Group, name: str) -> Estimate:
     low, high = (None, None) if found is None else (found.low, found.high)
     if unit == "share" and low is not None and high is not None and 0 <= value <= 1:
         low, high = max(low, 0.0), min(high, 1.0)
-    return Estimate(value, low, high, len(rows), items, lost, False, unit)
+    known = values is not None or any(_stderr(metric) is not None for metric in metrics)
+    return Estimate(value, low, high, len(rows), items, lost, False, unit, _covers(found, len(rows), known))
+
+
+def _covers(found: Paired | None, seeds: int, items: bool) -> str:
+    if found is None:
+        return NEITHER
+    return (BOTH if items else SEEDS) if seeds > 1 else ITEMS
 
 
 def by_setting(results: Results, name: str, label: str) -> list[Difference]:
     """Differences of all pairs of a label's values, in each setting that both have; Holm over all of them."""
-    return corrected([difference for _, _, difference in _pairs(results, name, label)])
+    found = [difference for _, _, difference in _pairs(results, name, label)]
+    return corrected(found, _things(found) - len({canonical(d.context) for d in found}))
 
 
 def over_settings(results: Results, name: str, label: str) -> list[Difference]:
@@ -133,15 +151,23 @@ def over_settings(results: Results, name: str, label: str) -> list[Difference]:
         pooled = _pool([pairing for pairing, _ in members])
         if pooled is not None:
             found.append(_difference(pooled, first, second, None, settings=len(members)))
-    return corrected(found)
+    return corrected(found, _things(found) - 1)
+
+
+def _things(found: Sequence[Difference]) -> int:
+    """How many different things a table of differences compares."""
+    return len({canonical([end, d.context]) for d in found for end in (d.first, d.second)})
 
 
 def best_of(results: Results, name: str, groups: Sequence[Group]) -> tuple[Group, dict[int, Difference | None]] | None:
     """The best of settings that were measured in the same way, and how far each of the others is from it.
 
+    Which one is the best was found on the same data, so any two of the settings might have been compared: the
+    correction is for all pairs, not for those with the best alone.
+
     Returns:
-      The best, and ``id(other) -> best - other`` with Holm's correction over all of them (None where the two have no
-      seed in common); None where the metric has no direction or nobody has a value.
+      The best, and ``id(other) -> best - other`` with Holm's correction over all pairs of settings (None where the two
+      have no seed in common); None where the metric has no direction or nobody has a value.
     """
     higher = results.metrics.get(name, {}).get("higher_is_better")
     values = [(estimate(results, group, name).value, group) for group in groups]
@@ -149,27 +175,58 @@ def best_of(results: Results, name: str, groups: Sequence[Group]) -> tuple[Group
     if higher is None or not known:
         return None
     best = (max if higher else min)(known, key=lambda pair: pair[0])[1]
-    others = [group for _, group in known if group is not best]
-    pairings = [pair_up(best, other, name) for other in others]
-    tested = corrected([_difference(p, "best", "other", None) for p in pairings if p is not None])
-    left = iter(tested)
-    pairs = zip(others, pairings, strict=True)
-    return best, {id(other): next(left) if pairing is not None else None for other, pairing in pairs}
+    memory = ("best", name, *(id(group) for _, group in known))
+    if memory not in results.memory:
+        # The best first: then its pairs are those in which it is the minuend.
+        order = [best, *(group for _, group in known if group is not best)]
+        pairs = [(a, b, pair_up(a, b, name)) for a, b in itertools.combinations(order, 2)]
+        whole = [(a, b, pairing) for a, b, pairing in pairs if pairing is not None]
+        tested = corrected(
+            [_difference(p, "best", "other", None, quick=a is not best) for a, _, p in whole], len(order) - 1
+        )
+        far: dict[int, Difference | None] = dict.fromkeys(map(id, order[1:]))
+        far |= {id(b): d for (a, b, _), d in zip(whole, tested, strict=True) if a is best}
+        results.memory[memory] = far
+    return best, results.memory[memory]
 
 
-def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """With Holm's correction over those that have a p."""
-    tested = [difference.paired.p for difference in differences if difference.paired is not None]
-    adjusted = iter(holm(tested))
+def corrected(differences: Sequence[Difference], contrasts: int) -> list[Difference]:
+    """With Holm's correction over those that have a p.
+
+    Two or three seeds that agree by luck make a pair look sure, and among many pairs some do: with two seeds, Holm's
+    correction of the pairs' own p-values lets every fourth study of ten equal settings claim a difference. So a p goes
+    into the correction as the larger of the pair's own and that with the seeds' variance pooled over the table.
+
+    Args:
+      differences: a table of them.
+      contrasts: how many of them are independent of one another.
+    """
+    tested = [d for d in differences if d.paired is not None]
+    spread = [d for d in tested if d.by_seed is not None]
+    within = float(np.mean([d.seeds * (d.by_seed or 0.0) for d in spread])) if spread else 0.0
+    freedom = contrasts * float(np.mean([d.seeds - 1 for d in spread])) if spread else 0.0
+    p_values = []
+    for d in tested:
+        assert d.paired is not None
+        p = d.paired.p
+        if d.by_seed is not None and len(spread) > 1:
+            p = max(p, by_components(d.value, within / d.seeds, freedom, d.by_item, d.items).p)
+        p_values.append(p)
+    adjusted = iter(holm(p_values))
     return [replace(d, adjusted=None if d.paired is None else next(adjusted)) for d in differences]
 
 
 @dataclass(frozen=True)
 class _Pairing:
-    """Rows of two settings with the same seed: seed -> difference of means, of items where known, of variances."""
+    """Rows of two settings with the same seed: seed -> difference of means, of items, and standard error over items.
+
+    Items are None where a row does not have their values; the standard error is then that of two independent means, as
+    nothing tells how the two go together, and None where it is not known either.
+    """
 
     means: Mapping[Label | None, float]
     items: Mapping[Label | None, np.ndarray | None]
+    errors: Mapping[Label | None, float | None]
 
 
 def pair_up(first: Group, second: Group, name: str) -> _Pairing | None:
@@ -190,7 +247,12 @@ def pair_up(first: Group, second: Group, name: str) -> _Pairing | None:
     for seed in common:
         table = _table([ours[seed].get("values"), theirs[seed].get("values")])
         items[seed] = None if table is None else table[0] - table[1]
-    return _Pairing(means, items)
+    errors = {seed: _apart(_stderr(ours[seed]), _stderr(theirs[seed])) for seed in common}
+    return _Pairing(means, items, errors)
+
+
+def _apart(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else math.hypot(one, other)
 
 
 def _by_seed(group: Group, name: str) -> dict[Label | None, Mapping]:
@@ -250,15 +312,38 @@ def _pool(pairings: Sequence[_Pairing]) -> _Pairing | None:
         return None
     means = {seed: float(np.mean([pairing.means[seed] for pairing in pairings])) for seed in seeds}
     tables = {seed: _table([pairing.items[seed] for pairing in pairings]) for seed in seeds}
-    return _Pairing(means, {seed: None if table is None else table.mean(0) for seed, table in tables.items()})
+    # The settings are measured on the same items: averaging over them makes their part no smaller.
+    errors = {seed: _root_mean_square([pairing.errors[seed] for pairing in pairings]) for seed in seeds}
+    return _Pairing(means, {seed: None if table is None else table.mean(0) for seed, table in tables.items()}, errors)
 
 
-def _difference(pairing: _Pairing, first: Label, second: Label, context, settings: int = 1) -> Difference:
+def _root_mean_square(errors: Sequence[float | None]) -> float | None:
+    known = [error for error in errors if error is not None]
+    return float(np.sqrt(np.mean(np.square(known)))) if known and len(known) == len(errors) else None
+
+
+def _difference(
+    pairing: _Pairing, first: Label, second: Label, context, settings: int = 1, quick: bool = False
+) -> Difference:
+    """`quick`: by the components of its variance, without a bootstrap."""
     means = list(pairing.means.values())
-    table = _table(list(pairing.items.values()))
-    paired = seeds_alone(means) if table is None else seeds_and_items(table)
-    items = 0 if table is None else table.shape[1]
-    return Difference(first, second, context, float(np.mean(means)), paired, None, len(means), items, settings)
+    table, value, seeds = _table(list(pairing.items.values())), float(np.mean(means)), len(means)
+    by_seed = float(np.var(means, ddof=1)) / seeds if seeds > 1 else None
+    if table is None:
+        error = _root_mean_square(list(pairing.errors.values()))
+        paired = seeds_alone(means, [] if error is None else [error] * seeds)
+        items, by_item, known = 0, (error or 0.0) ** 2, error is not None
+    else:
+        items, known = table.shape[1], True
+        by_item = float(table.mean(0).var(ddof=1)) / items if items > 1 else 0.0
+        spread = by_item > 0 or (by_seed or 0.0) > 0
+        paired = (
+            by_components(value, by_seed or 0.0, seeds - 1, by_item, items)
+            if quick and spread
+            else seeds_and_items(table)
+        )
+    covers = _covers(paired, seeds, known)
+    return Difference(first, second, context, value, paired, None, seeds, items, settings, covers, by_item, by_seed)
 
 
 def _table(lists: Sequence[Sequence[float | None] | np.ndarray | None]) -> np.ndarray | None:
