@@ -21,6 +21,7 @@ from jaxalign.evaluation.shared_rows import (
     row_lengths,
 )
 from jaxalign.logprobs import TOKEN_CHUNK, VOCABULARY_CHUNK, token_scores
+from jaxalign.models.attention import SMALLEST_BLOCK
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import Policy
 from jaxalign.training.mesh import MeshPlan, programs_in_flight
@@ -30,9 +31,9 @@ MOST_LOGITS = 1 << 26
 """Logits of a chunk on one device: 256 MiB."""
 PARTS = 4
 """Of a group with few rows, batches are a quarter as large."""
-PROGRAM_BATCHES = 32
-"""Compiling a program takes about as long as running so many batches."""
-PLANNED = 2048
+PROGRAM_BATCHES = 8
+"""A program must save as much as so many batches. Compiling takes longer, but other tasks use the program too."""
+PLANNED = 512
 """Families that the choice of row lengths looks at."""
 
 
@@ -97,7 +98,7 @@ class ContinuationScorer:
         own = [Request(tuple(context), tuple(continuation)) for context, continuation in requests]
         if not own:
             return []
-        families = make_families(own)
+        families = make_families(own, self._long)
         groups = plan_rows(families, self._choose_lengths(families))
         results: list[LogLikelihood | None] = [None] * len(own)
         waiting: deque[tuple[Any, list[Place]]] = deque()
@@ -139,7 +140,7 @@ class ContinuationScorer:
         for group in groups:
             rows = len(group.rows) * scale
             count = self._row_count(group.length, rows)
-            total += -(-rows // count) * count * group.length * (1 + group.length / self._long)
+            total += -(-rows // count) * count * group.length * (1 + (group.length + SMALLEST_BLOCK) / self._long)
             known = any(shape[:2] == (count, group.length) for shape in self._programs)
             total += 0 if known else PROGRAM_BATCHES * self._batch_tokens
         return total
@@ -211,5 +212,5 @@ def _attention_length(config: DecoderConfig) -> float:
     """The row length, in tokens, at which attention costs as much as everything else in a layer."""
     query, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
     linear = 2 * config.width * (2 * query + 2 * shared) + 6 * config.width * config.mlp_width
-    # Products with half of the keys; masking and softmax of a score take as long as 80 operations of a product.
-    return linear / (2 * query + 40 * config.heads)
+    # Products with half of the keys; masking and softmax of a score take as long as 120 operations of a product.
+    return linear / (2 * query + 60 * config.heads)

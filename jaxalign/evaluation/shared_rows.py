@@ -12,6 +12,7 @@ of a question cost four scored slots and not one token.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ SHORTEST_ROW = 64
 FEWEST_SCORED = 16
 MOST_GROWTH = 4
 """A family of questions behind common examples grows to so many times the examples' length."""
+STEPS = 8
+"""Row lengths from a power of two to the next, once they are apart enough."""
 
 
 class Score(NamedTuple):
@@ -67,8 +70,17 @@ class Place(NamedTuple):
     count: int
 
 
-def make_families(requests: Sequence[Request]) -> list[Family]:
-    """Groups requests so that together they take few tokens."""
+def make_families(requests: Sequence[Request], attention_length: float = math.inf) -> list[Family]:
+    """Groups requests so that together they cost little: few tokens, in rows that are not long for their sake.
+
+    Args:
+      requests: what to score.
+      attention_length: the row length at which attention costs as much as all the rest.
+    """
+
+    def price(tokens: int) -> float:
+        return tokens * (1 + tokens / attention_length)
+
     by_context: dict[tuple[int, ...], list[int]] = {}
     for index, request in enumerate(requests):
         by_context.setdefault(request.context, []).append(index)
@@ -83,8 +95,10 @@ def make_families(requests: Sequence[Request]) -> list[Family]:
         if members:
             shared = _common_length(members[-1], context, common)
             joined = shared * (1 - branches - ways) + flat + ways * len(context) + tails
-            limit = max(MOST_GROWTH * shared, cost, alone)
-            if shared > 0 and joined < cost + alone and joined <= limit:
+            # Questions of q tokens behind s shared ones: price(s + n * q) / n is least at this length, whatever q.
+            least = shared + math.sqrt(shared * (shared + attention_length))
+            limit = max(min(MOST_GROWTH * shared, least), cost, alone)
+            if shared > 0 and price(joined) < price(cost) + price(alone) and joined <= limit:
                 members.append(context)
                 common, cost, branches, flat = shared, joined, branches + ways, flat + ways * len(context) + tails
                 continue
@@ -145,18 +159,22 @@ class RowGroup(NamedTuple):
 
     @property
     def scored(self) -> int:
-        """Scored slots that its fullest row needs, as a power of four: few programs, and slots are cheap."""
+        """Scored slots that its fullest row needs, as a power of two: few programs, and slots are cheap."""
         most = max(sum(family.scored for family in row) for row in self.rows)
         scored = FEWEST_SCORED
         while scored < most:
-            scored *= 4
+            scored *= 2
         return scored
 
 
 def row_lengths(families: Sequence[Family]) -> tuple[int, ...]:
-    """The powers of two up to the longest family: the lengths that rows may have."""
-    longest = max(SHORTEST_ROW, max(family.tokens for family in families))
-    return tuple(1 << n for n in range(SHORTEST_ROW.bit_length() - 1, (longest - 1).bit_length() + 1))
+    """The lengths that rows may have, up to one that holds the longest family: the longer, the further apart."""
+    longest = max(family.tokens for family in families)
+    lengths = [SHORTEST_ROW]
+    while lengths[-1] < longest:
+        power = 1 << (lengths[-1].bit_length() - 1)
+        lengths.append(lengths[-1] + max(SHORTEST_ROW // 2, power // STEPS))
+    return tuple(lengths)
 
 
 def plan_rows(families: Sequence[Family], lengths: Sequence[int]) -> list[RowGroup]:
