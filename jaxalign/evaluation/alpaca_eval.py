@@ -16,7 +16,7 @@ import numpy as np
 from jaxalign.errors import DataError
 from jaxalign.evaluation.alpaca_eval_files import PUBLISHED_PROMPT, EvaluationSet, JudgePrompt
 from jaxalign.evaluation.judge import Judge, Reply, Request
-from jaxalign.evaluation.length_control import LengthControl, length_controlled
+from jaxalign.evaluation.length_control import Controlled, LengthControl, length_controlled
 from jaxalign.evaluation.outcome import Metric, Outcome
 
 SHOWN = 8
@@ -123,7 +123,9 @@ def alpaca_eval(
 
     Metrics (shares, not percent; values by instruction, None where there is no verdict):
       win_rate: mean preference for the model; discrete_win_rate: with preferences rounded, draws counting one half.
-      length_controlled_win_rate: at equal lengths, if `control` is given; its standard error is that of alpaca_eval.
+      length_controlled_win_rate: at equal lengths, if `control` is given. It has no values: what a regression fitted
+        is no data. Its standard error is `length_controlled`'s; alpaca_eval's own, which leaves out the error of the
+        fit, is among the details as ``lc_standard_error``.
       unread: share of comparisons without a verdict. They are left out of everything else.
       answer_length, baseline_length: characters.
 
@@ -152,11 +154,14 @@ def alpaca_eval(
     if control is not None and len(control.difficulty) == len(annotations):
         equal = names == {evaluation.baseline}
         controlled = (
-            np.full(len(preferences), 0.5)
+            Controlled(0.5, 0.0, np.full(len(preferences), 0.5))
             if equal
             else length_controlled(control, preferences, baseline_lengths, lengths)
         )
-        metrics["length_controlled_win_rate"] = _metric(controlled, True)
+        metrics["length_controlled_win_rate"] = Metric(
+            value=controlled.value, n=len(preferences), stderr=controlled.stderr, higher_is_better=True
+        )
+        details = {"lc_standard_error": _metric(controlled.fitted, True).stderr, **(details or {})}
     elif control is not None:
         notes.append(
             f"The length-controlled win rate is not available: its weights are of {len(control.difficulty)} "
@@ -225,18 +230,22 @@ def outputs_only(
 def leaderboard(outcome: Outcome) -> dict[str, float]:
     """The numbers under alpaca_eval's names, win rates in percent."""
     names = {
-        "win_rate": ("win_rate", "standard_error"),
-        "discrete_win_rate": ("discrete_win_rate", None),
-        "length_controlled_win_rate": ("length_controlled_winrate", "lc_standard_error"),
+        "win_rate": ("win_rate", "standard_error", outcome.metrics["win_rate"].stderr),
+        "discrete_win_rate": ("discrete_win_rate", "", None),
+        "length_controlled_win_rate": (
+            "length_controlled_winrate",
+            "lc_standard_error",
+            outcome.details.get("lc_standard_error"),
+        ),
     }
     row = {name: outcome.details[name] for name in ("n_wins", "n_wins_base", "n_draws", "n_total")}
-    for ours, (theirs, error) in names.items():
+    for ours, (theirs, error, stderr) in names.items():
         metric = outcome.metrics.get(ours)
         if metric is None:
             continue
         row[theirs] = 100 * metric.value
-        if error is not None and metric.stderr is not None:
-            row[error] = 100 * metric.stderr
+        if stderr is not None:
+            row[error] = 100 * stderr
     row["avg_length"] = int(outcome.metrics["answer_length"].value)
     return row
 

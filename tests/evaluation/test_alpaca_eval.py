@@ -241,7 +241,9 @@ def length_problem(seed, count=200):
     difficulty = rng.normal(0, 1.2, count)
     gamed = rng.normal(0, 1, (2, count))
     features = np.concatenate([np.stack([np.tanh(g), difficulty, np.zeros(count)], 1) for g in gamed])
-    control = LengthControl(difficulty, features, 1 / (1 + np.exp(-1.5 * gamed)).reshape(-1))
+    control = LengthControl(
+        difficulty, features, 1 / (1 + np.exp(-1.5 * gamed)).reshape(-1), np.tile(np.arange(count), 2)
+    )
     baseline, mine = rng.integers(500, 2500, count), rng.integers(200, 3000, count)
     delta = (baseline - mine) / np.std(baseline - mine, ddof=1)
     logits = -np.tanh(delta) + 0.4 * difficulty - 0.7 + rng.normal(0, 1, count)
@@ -287,7 +289,39 @@ def test_length_control_is_scikit_learns_cross_validated_regression(seed):
     equal_lengths = np.stack([np.zeros_like(delta), control.difficulty, np.ones_like(delta)], 1)
     expected = 1 / (1 + np.exp(-(equal_lengths @ coefficients)))
     found = length_controlled(control, preferences, baseline, mine)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found.fitted, expected, atol=1e-4)
+    assert found.value == pytest.approx(expected.mean(), abs=1e-4)
+
+
+def test_equal_models_differ_in_one_test_of_twenty():
+    """Two models that differ in what the judge happened to say: |difference| > 1.96 standard errors."""
+    count, runs = 150, 60
+    rng = np.random.default_rng(0)
+    false, values, errors = 0, [], []
+    for run in range(runs):
+        control, _, baseline, _, _ = length_problem(run, count)
+        control.difficulty[:] *= 0.1  # what both share makes differences smaller than their standard errors say
+        pair = []
+        for _ in range(2):
+            mine = rng.integers(200, 3000, count)
+            delta = (baseline - mine) / np.std(baseline - mine, ddof=1)
+            preferences = 1 / (1 + np.exp(np.tanh(delta) + 0.7 - rng.normal(0, 1.5, count)))
+            pair.append(length_controlled(control, preferences, baseline, mine, refits=50))
+        values += [each.value for each in pair]
+        errors += [each.stderr for each in pair]
+        false += abs(pair[0].value - pair[1].value) > 1.96 * math.hypot(pair[0].stderr, pair[1].stderr)
+    assert 1 <= false <= 10, false  # 3 of 60 expected; fewer have a chance of 5 %, more one of 0.03 %
+    assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.15)
+
+
+def test_many_fits_at_once_are_the_single_fits():
+    control, *_ = length_problem(4)
+    weights = np.random.default_rng(1).multinomial(400, np.full(400, 1 / 400), size=5).astype(float)
+    for strength in (1e-2, 1.0, 1e4):
+        together = fit_l1(control.features, control.preferences, weights, strength)
+        for row, own in zip(together, weights, strict=True):
+            alone = fit_l1(control.features, control.preferences, own, strength)
+            np.testing.assert_allclose(row, alone, atol=1e-6)
 
 
 def test_the_penalised_fit_satisfies_its_optimality_conditions():
@@ -315,7 +349,11 @@ def test_length_control_reads_alpaca_evals_file(tmp_path):
     assert control.preferences.tolist() == [0.25, 0.5, 0.75] * 2
     rows = annotations([1.2, None, 1.9])
     outcome = alpaca_eval(evaluation_of(rows), rows, control=control)
-    assert outcome.metrics["length_controlled_win_rate"].n == 3
+    controlled = outcome.metrics["length_controlled_win_rate"]
+    assert (controlled.n, controlled.values) == (3, None)
+    assert controlled.stderr is not None
+    assert leaderboard(outcome)["length_controlled_winrate"] == 100 * controlled.value
+    assert leaderboard(outcome)["lc_standard_error"] == 100 * outcome.details["lc_standard_error"]
     assert outcome.notes == ["In 1 of 3 comparisons no verdict was found; they are left out."]
     itself = [{**row, "generator_2": "baseline"} for row in rows]
     assert (
