@@ -24,12 +24,12 @@ from jaxalign.evaluation.alpaca_eval_files import (
     write_json,
 )
 from jaxalign.evaluation.dialogue import Generate, answer_questions
-from jaxalign.evaluation.journal import write_text
 from jaxalign.evaluation.judge import Judge
 from jaxalign.evaluation.judge_settings import JudgeSettings
 from jaxalign.evaluation.length_control import read_length_control
 from jaxalign.evaluation.mt_bench_files import Question, file_name, read_answers, read_mt_bench
 from jaxalign.evaluation.outcome import Outcome
+from jaxalign.files import write_text
 
 ANSWERED = "Not judged: the answers are in {path}. Judge them with the same command and --judge=URL --judge-model=NAME."
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from jaxalign.config_fields import literal
 from jaxalign.errors import ConfigError
-from jaxalign.evaluation.journal import write_text
 from jaxalign.evaluation.judge_settings import JudgeSettings
 from jaxalign.evaluation.outcome import Outcome
+from jaxalign.files import write_text
 
 JUDGE = {
     "judge_model": "model",

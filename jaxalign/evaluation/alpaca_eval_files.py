@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import DataError
-from jaxalign.evaluation.journal import write_text
+from jaxalign.files import write_text
 
 SHOWN_PROBLEMS = 20
 PUBLISHED_PROMPT = "784227e6"

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.evaluation.journal import Journal, write_lines, write_text
+from jaxalign.evaluation.journal import Journal
 from jaxalign.evaluation.mt_bench_files import TOO_LONG, Answer, Question, answer_row, read_answer
+from jaxalign.files import write_lines, write_text
 
 Conversation = Sequence[Mapping[str, str]]
 """``{"role", "content"}`` messages, the user's last."""

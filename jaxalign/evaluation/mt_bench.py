@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.evaluation.journal import write_lines
 from jaxalign.evaluation.judge import Judge
 from jaxalign.evaluation.mt_bench_files import Answer, MtBench, file_name
 from jaxalign.evaluation.mt_bench_judging import UNREAD, Judgment, compare, grade, won
 from jaxalign.evaluation.outcome import Metric, Outcome
+from jaxalign.files import write_lines
 
 Answers = Mapping[int, Answer]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import DataError
-from jaxalign.evaluation.journal import parse_lines, read_lines
+from jaxalign.files import parse_lines, read_lines
 
 PUBLISHED = {
     "questions": "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import logging
 import math
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_log = logging.getLogger("jaxalign")
+from jaxalign.files import try_lock, write_text
 
 POLL = 0.2
 """Seconds between two looks at a lock that another process holds."""
@@ -101,17 +97,6 @@ class Folders:
         return value
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is whole or absent at every moment, also when the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def write_json(path: Path, tree: Any) -> None:
     """Writes JSON in the same way; numbers that are not finite become null."""
     write_text(path, json.dumps(finite(tree), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -168,14 +153,7 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         told = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):  # a file system that knows no locks: some buckets
-                    _log.warning("%s cannot be locked (%s); do not start the same study twice.", path, error.strerror)
-                    break
+        while not try_lock(file, path):
             if waiting is not None and not told:
                 waiting()
                 told = True

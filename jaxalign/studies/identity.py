@@ -6,10 +6,8 @@ model that the study makes by the key of the stage that makes it.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from jaxalign.config import RunConfig, to_dict
 from jaxalign.config_checks import FREE
 from jaxalign.data.sources import expand
 from jaxalign.errors import DataError
+from jaxalign.files import file_hash
 from jaxalign.methods import get_method
 from jaxalign.studies.study import Label
 
@@ -30,9 +29,6 @@ DATA = ("data.train", "data.eval")
 WORDS = {"reference.source": ("auto", "policy", "none", "prior", "columns"), "model.chat_template": ("chatml",)}
 """What these options may hold that is no path."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-SAMPLED_FROM = 64 * 2**20
-SAMPLES = 64
-SAMPLE_BYTES = 2**16
 
 
 def digest(tree: Any) -> str:
@@ -131,10 +127,10 @@ def _content(path: str, value: Any) -> Any:
     if path in MODELS:
         return _model_content(str(value))
     if path in FILES:
-        return {"file": _file_hash(_existing(Path(value).expanduser()))}
+        return {"file": file_hash(_existing(Path(value).expanduser()))}
     if path in DATA:
         return [
-            {"file": _file_hash(part)} if isinstance(part, Path) else part for entry in value for part in expand(entry)
+            {"file": file_hash(part)} if isinstance(part, Path) else part for entry in value for part in expand(entry)
         ]
     return value
 
@@ -149,26 +145,7 @@ def _model_content(name: str) -> Any:
     folder = Path(name).expanduser()
     if folder.is_dir():
         files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
-        return {"files": {file.name: _file_hash(file) for file in files}}
+        return {"files": {file.name: file_hash(file) for file in files}}
     if folder.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise DataError(f"got {name!r}, and there is no such folder; expected one, or a hub id like 'owner/name'.")
     return name
-
-
-def _file_hash(path: Path) -> str:
-    stat = path.stat()
-    return _hash_of(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _hash_of(path: str, size: int, changed: int) -> str:
-    """Of a file's bytes; of large weights, its size and samples from all of its length: seconds, not minutes."""
-    del changed  # only part of the cache's key
-    total = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        if size < SAMPLED_FROM or not path.endswith(".safetensors"):
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        for i in range(SAMPLES):
-            file.seek((size - SAMPLE_BYTES) * i // (SAMPLES - 1))
-            total.update(file.read(SAMPLE_BYTES))
-    return total.hexdigest()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign.data.sources import expand
 from jaxalign.errors import DataError
-from jaxalign.studies.identity import DATA, FILES, MODELS, WORDS, model_identity
+from jaxalign.files import file_hash
+from jaxalign.studies.identity import DATA, FILES, MODELS, WORDS, digest, model_identity
 
 
 class Settings(Mapping[str, Any]):
@@ -71,19 +71,10 @@ def _content(name: str | None) -> str | list[str] | None:
     try:
         path = Path(name).expanduser()
         if path.is_dir():
-            return _hash(*sorted(each for each in path.rglob("*") if each.is_file()), under=path)
+            inside = sorted(each for each in path.rglob("*") if each.is_file())
+            return f"sha256:{digest([(each.relative_to(path).as_posix(), file_hash(each)) for each in inside])}"
         found = expand(name)
     except (DataError, OSError):  # no file, or a text that is too long for the name of one
         return name
-    hashes = [_hash(each) if isinstance(each, Path) else each for each in found]
+    hashes = [f"sha256:{file_hash(each)[:32]}" if isinstance(each, Path) else each for each in found]
     return hashes[0] if len(hashes) == 1 else hashes
-
-
-def _hash(*paths: Path, under: Path | None = None) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        if under is not None:
-            total.update(f"{path.relative_to(under).as_posix()}\0".encode())
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{total.hexdigest()[:32]}"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import DataError
-from jaxalign.studies.folders import Folders, finite, locked, read_json, write_json, write_text
+from jaxalign.files import parse_lines, write_text
+from jaxalign.studies.folders import Folders, finite, locked, read_json, write_json
 from jaxalign.studies.study import Study
 
 _log = logging.getLogger("jaxalign")
@@ -38,24 +39,17 @@ def read(path: str | Path) -> list[Row]:
     path = Path(path)
     file = path / "rows.jsonl" if path.is_dir() else path
     try:
-        # Not splitlines: samples may hold letters such as U+2028, which it takes for the end of a line.
-        text = file.read_text(encoding="utf-8")
-        lines = text.removesuffix("\n").split("\n") if text else []
-    except OSError as error:
+        found = parse_lines(file.read_text(encoding="utf-8"), file)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"{path}: no rows can be read ({error.strerror}); expected the folder of a study that has made a row."
+            f"{path}: no rows can be read ({why}); expected the folder of a study that has made a row."
         ) from error
-    found, problems = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            problems.append(f"{file} line {number}: not JSON: {error}.")
-            continue
-        if not isinstance(row, dict) or not {"row", "labels", "status"} <= row.keys():
-            problems.append(f"{file} line {number}: no row of a study: it lacks 'row', 'labels' or 'status'.")
-            continue
-        found.append(row)
+    problems = [
+        f"{file} row {number}: no row of a study: it lacks 'row', 'labels' or 'status'."
+        for number, row in enumerate(found, 1)
+        if not {"row", "labels", "status"} <= row.keys()
+    ]
     if problems:
         raise DataError(problems)
     return found

@@ -13,8 +13,8 @@ from jaxalign.build import sampler as module
 from jaxalign.build.sampler import Sampler
 from jaxalign.cli import main
 from jaxalign.errors import ConfigError, DataError
-from jaxalign.evaluation.journal import read_lines
 from jaxalign.evaluation.judge_settings import JudgeSettings
+from jaxalign.files import read_lines
 from jaxalign.training.mesh import make_mesh
 from tests.build.conftest import write_lines
 from tests.evaluation.judge_server import JudgeServer, said

@@ -14,11 +14,11 @@ import pytest
 
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.evaluation.dialogue import answer_questions
-from jaxalign.evaluation.journal import read_lines, write_lines
 from jaxalign.evaluation.judge import Judge
 from jaxalign.evaluation.mt_bench import answers_only, mt_bench
 from jaxalign.evaluation.mt_bench_files import Answer, answer_row, read_answer, read_answers, read_mt_bench
 from jaxalign.evaluation.mt_bench_judging import read_score, read_winner, single_request, won
+from jaxalign.files import read_lines, write_lines
 from tests.evaluation.judge_server import PROBE, said
 
 pytest.importorskip("openai")

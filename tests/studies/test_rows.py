@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -11,9 +14,12 @@ import threading
 import numpy as np
 import pytest
 
+from jaxalign import files
 from jaxalign.errors import DataError
+from jaxalign.evaluation.journal import Journal
+from jaxalign.files import file_hash, write_text
 from jaxalign.studies import rows
-from jaxalign.studies.folders import Folders, locked, note_event, write_json, write_text
+from jaxalign.studies.folders import Folders, locked, note_event, write_json
 from jaxalign.studies.stages import curves
 from jaxalign.studies.study import Published, Study
 from tests.conftest import REPOSITORY
@@ -94,10 +100,13 @@ def test_paths_into_the_study_are_relative(tmp_path):
 def test_files_that_are_no_rows(tmp_path):
     with pytest.raises(DataError, match="no rows can be read"):
         rows.read(tmp_path)
-    (tmp_path / "rows.jsonl").write_text('{"row": "a"}\n{"row"\n')
+    (tmp_path / "rows.jsonl").write_text('{"row": "a"}\n{"labels": {}}\n')
     with pytest.raises(DataError) as caught:
         rows.read(tmp_path)
-    assert [problem.split(": ", 1)[1][:12] for problem in caught.value.problems] == ["no row of a ", "not JSON: Ex"]
+    assert [problem.partition(": ")[2][:15] for problem in caught.value.problems] == ["no row of a stu"] * 2
+    (tmp_path / "rows.jsonl").write_text('{"row"\n3\n')
+    with pytest.raises(DataError, match=r"rows.jsonl line 1: not JSON.*\n.*line 2: got int, expected an object"):
+        rows.read(tmp_path)
 
 
 def test_two_makings_of_a_row_compare_without_times():
@@ -131,6 +140,48 @@ def test_a_file_is_whole_at_every_moment(tmp_path):
         seen.add(file.read_text())
     writer.join()
     assert seen <= set(texts)
+
+
+def test_the_hash_of_a_large_file_is_kept_while_it_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "LARGE", 8)
+    read, path = [], tmp_path / "model.safetensors"
+    real = files._read_hash
+    monkeypatch.setattr(files, "_read_hash", lambda path: read.append(path) or real(path))
+
+    def change(content, time):
+        path.write_bytes(content)
+        os.utime(path, (time, time))
+
+    change(b"0123456789", 1e9)
+    assert file_hash(path) == file_hash(path) == hashlib.sha256(b"0123456789").hexdigest()
+    (tmp_path / "link").symlink_to(path)
+    assert file_hash(tmp_path / "link") == file_hash(path)
+    assert len(read) == 1
+    change(b"0123x56789", 1e9 + 1)  # of the same size
+    assert file_hash(path) == hashlib.sha256(b"0123x56789").hexdigest()
+    # What has just been written may be written again before the clock moves: it is not kept.
+    path.write_bytes(b"9876543210")
+    assert file_hash(path) == hashlib.sha256(b"9876543210").hexdigest() == file_hash(path)
+    assert len(read) == 4
+    # A damaged note, and a cache that cannot be written, cost time only.
+    change(b"0123456789", 1e9)
+    for note in (tmp_path / "cache" / "jaxalign" / "hashes").iterdir():
+        note.write_text("{")
+    assert file_hash(path) == hashlib.sha256(b"0123456789").hexdigest()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
+    assert file_hash(path) == hashlib.sha256(b"0123456789").hexdigest()
+
+
+def test_a_file_system_without_locks_is_no_lock_of_somebody_else(tmp_path, monkeypatch, caplog):
+    def unsupported(file, how):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    with Journal(tmp_path / "a.jsonl") as journal, locked(tmp_path / "b"):
+        journal.append({"x": 1})
+    assert "cannot be locked (Operation not supported)" in caplog.text
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.multiprocess
