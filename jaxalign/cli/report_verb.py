@@ -24,7 +24,9 @@ def report_study(args: Namespace) -> int:
     from jaxalign.studies.report import write_report
 
     written = write_report(args.folder, args.out)
-    for path in written:
+    for note in written.notes:
+        print(note)
+    for path in written[:4]:
         print(f"wrote {path}")
     if args.open:
         webbrowser.open(written.html.resolve().as_uri())

@@ -11,7 +11,8 @@ from jaxalign.analysis.page import html
 from jaxalign.errors import ConfigError
 from jaxalign.studies.report import details, page_tables, pictures
 from jaxalign.studies.report.comparisons import by_setting, over_settings
-from jaxalign.studies.report.results import Results, degenerate, read_results
+from jaxalign.studies.report.results import Results, degenerate
+from jaxalign.studies.report.row_files import read_rows
 from jaxalign.studies.report.style import STYLE
 from jaxalign.studies.report.tables import (
     csv_text,
@@ -38,12 +39,13 @@ from jaxalign.studies.report.wording import (
 
 
 class Report(NamedTuple):
-    """The files of a report."""
+    """The files of a report, and what must be known of the rows that it was made from."""
 
     html: Path
     markdown: Path
     csv: Path
     latex: Path
+    notes: tuple[str, ...]
 
 
 METHOD = """Intervals cover 95 %. Where a measure keeps the values of its items, they come from a hierarchical
@@ -68,16 +70,22 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Report:
       DataError: the rows cannot be read.
       ConfigError: the page cannot be written there.
     """
-    results = read_results(folder)
+    results = Results(*read_rows(folder))
     home = Path(folder) if Path(folder).is_dir() else Path(folder).parent
     page = home / "report.html" if out is None else Path(out)
     if page.suffix not in (".html", ".htm") or page.is_dir() or any(parent.is_file() for parent in page.parents):
         raise ConfigError(f"--out: got {str(page)!r}, expected a file that ends in .html, in a folder.")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    report = Report(page, page.with_suffix(".md"), page.with_name("rows.csv"), page.with_name("table.tex"))
+    files = (page, page.with_suffix(".md"), page.with_name("rows.csv"), page.with_name("table.tex"))
+    report = Report(*files, tuple(results.notes))
     texts = (render(results), markdown(results), csv_text(results), latex_text(results))
-    for path, text in zip(report, texts, strict=True):
-        path.write_text(text, encoding="utf-8")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(files, texts, strict=True):
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--out: {error.filename or page} cannot be written ({error.strerror}); expected a place to write to."
+        ) from error
     return report
 
 
@@ -106,6 +114,7 @@ def render(results: Results) -> str:
         f'<header><p class="eyebrow">Study {escape(str(study.get("name", "")))}</p><h1>{escape(title)}</h1></header>',
         _answer(results),
         _facts(results),
+        *(f'<p class="soft">{escape(note)}</p>' for note in results.notes),
         details.mismatches(results),
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>',
     ]
@@ -157,6 +166,7 @@ def markdown(results: Results) -> str:
     study, name = results.study, results.headline
     parts = [f"# {markdown_escape(str(study.get('question') or study.get('name')))}\n"]
     parts.append(markdown_escape(" ".join(answer(results))) + "\n")
+    parts += [markdown_escape(note) + "\n" for note in results.notes]
     for measure, texts in results.mismatches():
         parts.append(f"**Protocols differ:** {markdown_escape(measure)} was measured in {len(texts)} ways.\n")
     parts.append("## Results\n")

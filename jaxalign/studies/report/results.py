@@ -7,11 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from jaxalign.errors import DataError
-from jaxalign.studies import rows
 from jaxalign.studies.study import Label
 
 Row = Mapping[str, Any]
@@ -19,24 +16,6 @@ DEFAULT = "default"
 """The value of a label in rows that lack it, where rows that are otherwise alike have it."""
 SEED = "seed"
 """The label of repetitions: rows that differ in it alone are one setting."""
-
-
-def read_results(folder: str | Path) -> Results:
-    """The results in a study's ``rows.jsonl``.
-
-    Args:
-      folder: the study's folder, or the file itself.
-
-    Raises:
-      DataError: there is no such file, no row in it, or lines that are no rows.
-    """
-    found = rows.read(folder)
-    if not found:
-        raise DataError(f"{folder}: no rows yet, expected at least one; jaxalign study makes them.")
-    bare = [row["row"] for row in found if not isinstance(row.get("study"), Mapping)]
-    if bare:
-        raise DataError(f"{folder}: rows without their study: {', '.join(map(str, bare[:5]))}.")
-    return Results(tuple(found))
 
 
 def metric_of(row: Row, name: str) -> Mapping[str, Any] | None:
@@ -95,9 +74,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Results:
-    """All rows of a study, in its order."""
+    """All rows of a study, in its order.
+
+    Attributes:
+      rows: with their labels, results and making.
+      notes: what a reader must know of where they come from.
+    """
 
     rows: Sequence[Row]
+    notes: Sequence[str] = ()
 
     @property
     def study(self) -> Mapping[str, Any]:
