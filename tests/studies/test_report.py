@@ -174,8 +174,11 @@ def test_drift_is_told_per_token(page):
 def test_published_numbers_stand_with_their_source(rows, page):
     section = text_of("</style>" + page.partition('<h2 id="published">')[2].partition("</section>")[0])
     ours = means(rows)["sft", "dpo", 0.1, "a90c"]
-    assert f"method dpo, beta 0.1, start sft win rate 14.03 A Paper (2024), Table 1 {ours} %" in section
-    assert "method dpo, beta 0.01, start base win rate degenerate A Paper (2024), Table 1 degenerate" in section
+    assert re.search(
+        rf"method dpo, beta 0.1, start sft win rate 14.03 % {ours} % \[[^]]*\] exact \(answers\) A Paper",
+        section,
+    )
+    assert "method dpo, beta 0.01, start base win rate degenerate degenerate exact (answers) A Paper" in section
 
 
 def test_samples_stand_side_by_side(rows, page):

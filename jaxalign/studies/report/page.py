@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from jaxalign.analysis.page import html
 from jaxalign.errors import ConfigError
 from jaxalign.studies.report import details, page_tables, pictures
 from jaxalign.studies.report.comparisons import by_setting, over_settings
+from jaxalign.studies.report.published import published_lines
 from jaxalign.studies.report.results import Results, degenerate
 from jaxalign.studies.report.row_files import read_rows
 from jaxalign.studies.report.style import STYLE
@@ -51,12 +51,16 @@ class Report(NamedTuple):
 METHOD = """Intervals cover 95 %. Where a measure keeps the values of its items, they come from a hierarchical
 bootstrap: seeds are drawn, then items, the same items for all seeds; the interval is widened for few seeds by
 Student's t. Where it does not, they are Student's over the seeds, with the items' standard error where that is
-known. Differences are paired: the same seed, the same items, every other label equal. Each table of differences,
-and the comparison of all settings with the best, is corrected for its number of comparisons by Holm's method, which
-keeps the chance of any false finding in one table at 5 %; reading several tables raises it. An interval of a
-difference is not corrected, so it may leave out zero where the corrected p does not fall below 0.05. Not being
-distinguishable is no proof of being equal. In each setting's mean, degenerate rows are left out, which flatters a
-setting that lost some."""
+known; of a difference, with both models' standard errors as if their items were not the same, which is rather too
+wide. With one seed an interval covers the choice of items alone, and without values and standard errors of the
+items the chance of training alone; the tables say which. Differences are paired: the same seed, the same items,
+every other label equal. Each table of differences is corrected for its number of comparisons by Holm's method,
+which keeps the chance of any false finding in one table at 5 %; reading several tables raises it. What differs from
+the best is corrected for all pairs of settings, because the best was found on the same numbers. A few seeds that
+agree by luck make a pair look sure; so the correction takes the larger of two p-values, one with the pair's own
+spread of seeds and one with that of its whole table. An interval of a difference is not corrected, so it may leave
+out zero where the corrected p does not fall below 0.05. Not being distinguishable is no proof of being equal. In
+each setting's mean, degenerate rows are left out, which flatters a setting that lost some."""
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Report:
@@ -178,14 +182,28 @@ def markdown(results: Results) -> str:
         rows = []
         for line in lines:
             cells = [label_text(line.group.labels.get(label)) for label in results.labels]
+            covers = line.estimate.covers or DASH if line.estimate.value is not None else ""
             p = p_of(line.difference) if line.difference else ""
             verdict = ", ".join(part for part in (line.verdict, line.remark) if part)
             rows.append(
-                [*cells, line.text, line.interval, str(line.estimate.seeds), str(line.estimate.items), p, verdict]
+                [
+                    *cells,
+                    line.text,
+                    line.interval,
+                    covers,
+                    str(line.estimate.seeds),
+                    str(line.estimate.items),
+                    p,
+                    verdict,
+                ]
             )
-        parts.append(markdown_table([*head, "95 % interval", "seeds", "items", "p, corrected", "remark"], rows))
+        parts.append(
+            markdown_table(
+                [*head, "95 % interval", "interval covers", "seeds", "items", "p, corrected", "remark"], rows
+            )
+        )
     parts += _markdown_differences(results)
-    parts += _markdown_rest(results, study)
+    parts += _markdown_rest(results)
     parts.append(f"## How the numbers were computed\n\n{METHOD}\n")
     parts += [f"- {markdown_escape(str(note))}" for note in study.get("notes", ())]
     return "\n".join(parts).rstrip() + "\n"
@@ -202,7 +220,18 @@ def _markdown_differences(results: Results) -> list[str]:
             for d in found:
                 where = count(d.settings, "setting") if d.context is None else setting(d.context)
                 verdict = "not tested" if d.adjusted is None else "holds" if d.holds else "does not hold"
-                rows.append([pair(d), difference(d, unit), p_of(d), verdict, str(d.seeds), str(d.items or DASH), where])
+                rows.append(
+                    [
+                        pair(d),
+                        difference(d, unit),
+                        p_of(d),
+                        verdict,
+                        d.covers or DASH,
+                        str(d.seeds),
+                        str(d.items or DASH),
+                        where,
+                    ]
+                )
             title = "averaged over settings" if found[0].context is None else "in each setting"
             parts.append(f"## Differences between values of {markdown_escape(label)}, {title}\n")
             head = [
@@ -210,6 +239,7 @@ def _markdown_differences(results: Results) -> list[str]:
                 "mean [95 % interval]",
                 "p, corrected",
                 "after correction",
+                "interval covers",
                 "pairs of rows",
                 "items",
                 "where",
@@ -218,14 +248,13 @@ def _markdown_differences(results: Results) -> list[str]:
     return parts
 
 
-def _markdown_rest(results: Results, study: Mapping) -> list[str]:
+def _markdown_rest(results: Results) -> list[str]:
     parts = []
-    if study.get("published"):
-        rows = []
-        for each in study["published"]:
-            value = "degenerate" if each.get("value") is None else f"{each['value']:g}"
-            rows.append([setting(each["labels"]), str(each["metric"]), value, str(each["source"])])
-        parts += ["## Published numbers\n", markdown_table(["setting", "metric", "published", "source"], rows)]
+    lines = list(published_lines(results))
+    if lines:
+        rows = [[x.setting, x.metric, x.value, x.here, x.ours, x.source] for x in lines]
+        head = ["setting", "metric of the paper", "published", "here", "our metric", "source"]
+        parts += ["## Published numbers\n", markdown_table(head, rows)]
     if results.failed:
         rows = [
             [str(row["row"]), setting(row["labels"]), str((row.get("error") or {}).get("message", ""))[:500]]

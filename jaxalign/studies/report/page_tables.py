@@ -6,9 +6,20 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from jaxalign.studies.report.charts import forest
-from jaxalign.studies.report.comparisons import Difference, Estimate, by_setting, estimate, over_settings
+from jaxalign.studies.report.comparisons import (
+    BOTH,
+    ITEMS,
+    NEITHER,
+    SEEDS,
+    Difference,
+    Estimate,
+    by_setting,
+    estimate,
+    over_settings,
+)
 from jaxalign.studies.report.marks import Axis, axis, mark, short, stroke, text
-from jaxalign.studies.report.results import SEED, Group, Results, degenerate, is_number
+from jaxalign.studies.report.published import published_lines
+from jaxalign.studies.report.results import Group, Results, degenerate, is_number
 from jaxalign.studies.report.tables import ALIKE, APART, BEST, DEGENERATE, Line, letter, main_table, p_of
 from jaxalign.studies.report.wording import (
     DASH,
@@ -16,7 +27,6 @@ from jaxalign.studies.report.wording import (
     count,
     difference,
     label_text,
-    measured,
     metric_name,
     number,
     setting,
@@ -24,8 +34,20 @@ from jaxalign.studies.report.wording import (
 )
 from jaxalign.studies.study import Label
 
-ONE_SEED = "†"
-ONE_SEED_TEXT = "One seed in common: the interval covers the choice of items, not the chance of training."
+MARKS = {ITEMS: "†", SEEDS: "‡", NEITHER: "§"}
+"""Marks of intervals that do not cover both the chance of training and the choice of items."""
+MARK_TEXTS = {
+    ITEMS: "One seed: the interval covers the choice of items, not the chance of training.",
+    SEEDS: "Nothing is known of the items: the interval covers the chance of training alone.",
+    NEITHER: "One seed, and nothing is known of the items: no interval.",
+}
+UNPAIRED, UNPAIRED_TEXT = (
+    "¶",
+    (
+        "The items' values are not kept: their part is by standard errors, as if each model had answered items of its own, "
+        "which makes the interval rather too wide."
+    ),
+)
 
 
 def swatch(results: Results, value: Label | None) -> str:
@@ -100,6 +122,7 @@ def headline_tables(results: Results) -> str:
             way = "The headline was not measured." if protocol is None else f"Protocol {letter(protocol)}."
             title = way + (" Not comparable with the tables above." if protocol else "")
         parts.append(table(names, [_headline_row(results, line, scale) for line in lines], title))
+        parts.append(_marks_told([line.estimate.covers for line in lines if line.estimate.value is not None]))
     return "".join(parts)
 
 
@@ -119,9 +142,10 @@ def _headline_row(results: Results, line: Line, scale: Axis | None) -> str:
     tag = tags.get(line.verdict, f'<span class="tag">{escape(line.verdict)}</span>' if line.verdict else "")
     remark = f" <small>{escape(line.remark)}</small>" if line.remark else ""
     kind = ' class="best"' if line.verdict == BEST else "" if found.value is not None else ' class="gone"'
+    reach = line.interval + (MARKS.get(found.covers, "") if found.value is not None else "")
     value = f'<td class="value{"" if found.value is not None else " none"}">{escape(line.text)}</td>'
     return (
-        f"<tr{kind}>{label_cells(results, line.group.labels)}{value}<td class='words value'>{line.interval}</td>"
+        f"<tr{kind}>{label_cells(results, line.group.labels)}{value}<td class='words value'>{reach}</td>"
         f"<td class='screen'>{picture}</td><td>{found.seeds or ''}</td><td>{found.items or ''}</td>"
         f'<td class="words">{tag}{remark}</td></tr>'
     )
@@ -186,15 +210,25 @@ def _difference_table(results: Results, found: Sequence[Difference], unit: str, 
         )
         strong = ("<b>", "</b>") if d.holds else ("", "")
         told = difference(d, unit).replace(f" {name}", "", 1) if name else difference(d, unit)
-        seeds = f"{d.seeds}" if d.seeds > 1 else f"1{ONE_SEED}"
+        told += MARKS.get(d.covers, "") + (UNPAIRED if is_unpaired(d) else "")
         rows.append(
             f'<tr><th scope="row">{pair}</th><td class="value">{escape(told)}</td>'
             f'<td class="screen">{forest(d.value, low, high, scale, style, zero=True)}</td><td>{escape(p_of(d))}</td>'
-            f'<td class="words">{strong[0]}{verdict}{strong[1]}</td><td>{seeds}</td><td>{d.items or DASH}</td>'
+            f'<td class="words">{strong[0]}{verdict}{strong[1]}</td><td>{d.seeds}</td><td>{d.items or DASH}</td>'
             f'<td class="words">{escape(where)}</td></tr>'
         )
-    lonely = any(d.seeds == 1 for d in found)
-    return table(names, rows) + (f'<p class="soft">{ONE_SEED} {ONE_SEED_TEXT}</p>' if lonely else "")
+    return table(names, rows) + _marks_told([d.covers for d in found], any(map(is_unpaired, found)))
+
+
+def is_unpaired(found: Difference) -> bool:
+    """Whether the items' part of its interval is that of two independent means."""
+    return found.items == 0 and found.covers in (BOTH, ITEMS)
+
+
+def _marks_told(covers: Sequence[str], unpaired: bool = False) -> str:
+    parts = [f"{MARKS[kind]} {text}" for kind, text in MARK_TEXTS.items() if kind in covers]
+    parts += [f"{UNPAIRED} {UNPAIRED_TEXT}"] * unpaired
+    return f'<p class="soft">{" ".join(parts)}</p>' if parts else ""
 
 
 def all_metrics(results: Results) -> str:
@@ -250,32 +284,18 @@ def _metric_cell(results: Results, group: Group, name: str, several: bool) -> st
 
 
 def published(results: Results) -> str:
-    """Numbers of the paper beside ours."""
-    rows = []
-    for each in results.study.get("published", ()):
-        labels = {k: v for k, v in each["labels"].items() if k != SEED}
-        ours = [g for g in results.groups if all(g.labels.get(k) == v for k, v in labels.items()) and g.protocol == 0]
-        same = each.get("ours")  # the paper's quantity as we measure it; without one nothing of ours stands beside it
-        found = estimate(results, ours[0], same) if same and len(ours) == 1 else None
-        here = DASH
-        if found is not None and found.value is not None:
-            here = measured(found.value, found.low, found.high, found.unit)
-        elif found is not None and found.degenerate:
-            here = DEGENERATE
-        elif same and len(ours) > 1:
-            here = f"{len(ours)} settings"
-        value = DEGENERATE if each.get("value") is None else f"{each['value']:g}"
-        rows.append(
-            f'<tr><th scope="row">{escape(setting(labels) or "all")}</th>'
-            f'<td class="words">{escape(str(each["metric"]))}</td><td class="value">{value}</td>'
-            f'<td class="words">{escape(str(each["source"]))}</td>'
-            f'<td class="value">{escape(here)}</td>'
-            f'<td class="words">{escape(metric_name(same) if same else DASH)}</td></tr>'
-        )
+    """Numbers of the paper beside ours, in the paper's unit."""
+    rows = [
+        f'<tr><th scope="row">{escape(line.setting)}</th>'
+        f'<td class="words">{escape(line.metric)}</td><td class="value">{escape(line.value)}</td>'
+        f'<td class="value">{escape(line.here)}</td><td class="words">{escape(line.ours)}</td>'
+        f'<td class="words">{escape(line.source)}</td></tr>'
+        for line in published_lines(results)
+    ]
     if not rows:
         return ""
-    names = [head("setting", "label"), head("metric of the paper", "words"), head("published"), head("source", "words")]
-    return table([*names, head("here"), head("our metric", "words")], rows)
+    names = [head("setting", "label"), head("metric of the paper", "words"), head("published"), head("here")]
+    return table([*names, head("our metric", "words"), head("source", "words")], rows)
 
 
 def failures(results: Results) -> str:

@@ -113,7 +113,7 @@ def _twice(listed: list[tuple[str, Any]]) -> Iterator[str]:
     seen: dict[str, str] = {}
     for where, row in listed:
         if row["row"] in seen:
-            yield f"{where}: field 'row': {row['row']!r} again, which is also in {seen[row['row']]}; expected each once."
+            yield f"{where}: field 'row': {row['row']!r} again, as in {seen[row['row']]}; expected once."
         seen.setdefault(row["row"], where)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jaxalign.studies.report.comparisons import Difference, Estimate, best_of, estimate, over_settings
+from jaxalign.studies.report.comparisons import ITEMS, SEEDS, Difference, Estimate, best_of, estimate, over_settings
 from jaxalign.studies.report.results import SEED, Group, Results, degenerate
 from jaxalign.studies.study import Label
 
@@ -180,11 +180,21 @@ def _cautions(results: Results) -> list[str]:
         sentences.append(
             "Some rows were measured in another way; they stand apart and are compared with none of these."
         )
-    if results.done and most_seeds(results) < 2:
-        sentences.append(
-            "There is one row for each setting: the intervals cover the choice of items, not the chance of training."
-        )
-    return sentences
+    return sentences + _covered(results)
+
+
+def _covered(results: Results) -> list[str]:
+    """What the intervals of the headline do not cover."""
+    found = [estimate(results, group, results.headline) for group in results.groups if group.protocol == 0]
+    kinds = {each.covers for each in found if each.value is not None and each.low is not None}
+    if kinds == {ITEMS}:
+        start = "There is one row for each setting: the" if most_seeds(results) < 2 else "The"
+        return [f"{start} intervals cover the choice of items, not the chance of training."]
+    if kinds == {SEEDS}:
+        return ["Nothing is known of the single items: the intervals cover the chance of training alone."]
+    if len(kinds) > 1:
+        return ["Not all intervals cover both the chance of training and the choice of items; the tables mark them."]
+    return []
 
 
 def _are(rows: Sequence[object]) -> str:
