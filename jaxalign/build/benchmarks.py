@@ -10,6 +10,7 @@ import jax
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.evaluation.outcome import Outcome
 from jaxalign.evaluation.suites import get_suite
+from jaxalign.files import write_text
 from jaxalign.models.huggingface import load_policy, resolve
 from jaxalign.training.mesh import make_mesh
 
@@ -46,7 +47,7 @@ def run_benchmarks(
       batch_tokens: places in the rows that are scored at once, on each part of the batch.
       batch_size: texts generated at once, on each part of the batch.
       seed: of sampled generations.
-      out: a folder for ``outcome.json`` and lm-eval's ``results_*.json`` and ``samples_*.jsonl``.
+      out: a folder for ``benchmarks.json``, the outcome, and lm-eval's ``results_*.json`` and ``samples_*.jsonl``.
 
     Returns:
       The outcome, see `jaxalign.evaluation.run_suite.run_suite`.
@@ -93,7 +94,6 @@ def run_benchmarks(
         model_name=str(model),
     )
     if out and first:
-        path = Path(out) / "outcome.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(outcome.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(outcome.as_dict(), indent=2, allow_nan=False) + "\n"
+        write_text(Path(out) / "benchmarks.json", text)
     return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxalign.build.data import lay_out
 from jaxalign.build.generate import as_messages, stop_tokens
+from jaxalign.data.chat import load_chat_template
 from jaxalign.data.pipeline import OrderedBatches, ordered_iterator
 from jaxalign.data.prompts import encode_prompts, end_token_ids, read_prompts
 from jaxalign.data.records import ExampleSet
@@ -92,7 +94,8 @@ def generations(
       out: a folder to write ``answers.jsonl`` to.
 
     Returns:
-      the metrics of `text_metrics` and `divergence_metrics`.
+      the metrics of `text_metrics` and `divergence_metrics`. Comparable are those of the same prompts, in the same chat
+      format and tokens: the protocol has a hash of each.
 
     Raises:
       DataError: prompts cannot be read or rendered.
@@ -145,20 +148,34 @@ def generations(
         Path(out).mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in samples)
         (Path(out) / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+    if most_unended >= 1:
+        notes.append("answers without an end do not make this model degenerate: it was not taught to end them")
     return Outcome(
         metrics=metrics,
         protocol={
             "prompts": len(asked),
-            "chat": chat,
+            "prompts_hash": _hash(asked),
+            "template_hash": _template_hash(tokenizer, chat_template, asked),
+            "tokenizer_hash": TokenizerView.of(tokenizer).content_hash,
             "dtype": dtype,
             **dataclasses.asdict(sampling),
-            "most_unended": most_unended,
         },
         samples=samples[:SHOWN],
         details={"lengths": _histogram([len(answer.tokens) for answer in answers])},
         degenerate=degeneration(answers, most_unended=most_unended),
         notes=notes,
     )
+
+
+def _hash(prompts: Sequence[Any]) -> str:
+    """Of what was asked, before any template: so also of the data's column and split, and of `chat`."""
+    return hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _template_hash(tokenizer: Any, chat_template: str | None, prompts: Sequence[Any]) -> str | None:
+    """Of the chat template; None where no prompt is a conversation, so that none was used."""
+    template = load_chat_template(tokenizer, chat_template)
+    return None if template is None or all(isinstance(prompt, str) for prompt in prompts) else template.content_hash
 
 
 def _load(folder: Path, plan: MeshPlan, dtype: str) -> tuple[Policy, Variables]:

@@ -34,7 +34,7 @@ def add_flags(parser: ArgumentParser) -> None:
     add("--benchmarks", metavar="FOLDER", help="read their data from files instead of the hub")
     add("--limit", type=int, metavar="N", help="the first N documents of each task")
     add("--shots", type=int, metavar="N", help="examples in every prompt, instead of the suite's own numbers")
-    add("--out", metavar="FOLDER", help="write outcome.json, and lm-eval's results_*.json and samples_*.jsonl")
+    add("--out", metavar="FOLDER", help="write benchmarks.json, and lm-eval's results_*.json and samples_*.jsonl")
     add("--chat", action="store_true", help="put prompts into the model's chat template")
     add("--system", metavar="TEXT", help="the system's message")
     add("--overlong", choices=("error", "cut"), help="contexts longer than the model (default: error)")

@@ -14,6 +14,9 @@ from jaxalign.evaluation.outcome import Metric, Outcome
 from jaxalign.evaluation.suites import Benchmark, Suite
 
 MOST_VALUES = 5000
+"""Items whose values are kept where they are no plain 0 or 1: those cost ten times as many bytes."""
+GIVEN_TEXT = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
+"""lm-eval's kinds of tasks that score given text, so that a model that writes no language may still be measured."""
 SAMPLES = 2
 SAMPLE_CHARACTERS = 2000
 
@@ -44,7 +47,7 @@ def make_outcome(
     tasks = _leaves(found, suite)
     metrics: dict[str, Metric] = {}
     protocol: dict[str, Any] = {}
-    headline: dict[str, float] = {}
+    headline: dict[str, Metric] = {}
     notes = list(notes)
     for benchmark in suite.benchmarks:
         leaves = tasks[benchmark.task]
@@ -56,7 +59,7 @@ def make_outcome(
         metrics |= {f"{benchmark.task}/{name}": metric for name, metric in own.items()}
         chosen = benchmark.metric if benchmark.metric in own else next(iter(own), None)
         if chosen is not None:
-            headline[benchmark.task] = own[chosen].value
+            headline[benchmark.task] = own[chosen]
         cut = sum(lm.cut[leaf] for leaf in leaves)
         protocol[benchmark.task] = _task_protocol(found, leaves, chosen, cut)
         if cut:
@@ -71,8 +74,7 @@ def make_outcome(
         notes.append(f"Only the first {limit} documents of each task were asked.")
     notes += [f"{name}: {note}." for name, note in found.get("jaxalign_data_notes", {}).items()]
     if len(headline) > 1:
-        values = list(headline.values())
-        metrics["average"] = Metric(value=sum(values) / len(values), n=len(values), higher_is_better=True)
+        metrics["average"] = _average(list(headline.values()))
     template = lm.tokenizer.chat_template if chat else None
     return Outcome(
         metrics=metrics,
@@ -88,6 +90,18 @@ def make_outcome(
         samples=list(_shown(found, tasks)),
         details=_by_subject(found, tasks),
         notes=notes,
+    )
+
+
+def _average(own: Sequence[Metric]) -> Metric:
+    """The plain mean of the benchmarks' headline metrics, which are independent: no two share a question."""
+    spread = [metric.stderr for metric in own if metric.stderr is not None]
+    return Metric(
+        value=sum(metric.value for metric in own) / len(own),
+        n=len(own),
+        stderr=math.hypot(*spread) / len(own) if len(spread) == len(own) else None,
+        higher_is_better=True,
+        of_given_text=all(metric.of_given_text for metric in own),
     )
 
 
@@ -116,6 +130,7 @@ def _task_metrics(found: Mapping[str, Any], task: str) -> dict[str, Metric]:
     """All numbers of a task; ``"acc"`` or, behind a filter, ``"exact_match,strict-match"``."""
     metrics = {}
     better = found.get("higher_is_better", {}).get(task, {})
+    given = found.get("configs", {}).get(task, {}).get("output_type") in GIVEN_TEXT
     for key, value in found["results"][task].items():
         name, _, way = key.partition(",")
         if not way or name.endswith("_stderr") or not isinstance(value, (int, float)):
@@ -123,18 +138,30 @@ def _task_metrics(found: Mapping[str, Any], task: str) -> dict[str, Metric]:
         rows = sorted((row for row in found["samples"][task] if row["filter"] == way), key=lambda row: row["doc_id"])
         values = [row.get(name) for row in rows]
         plain = bool(values) and all(isinstance(v, (bool, int, float, np.number)) for v in values)
-        numbers = [float(v) for v in values] if plain else None  # type: ignore[arg-type]
+        numbers = _compact([float(v) for v in values]) if plain else None  # type: ignore[arg-type]
         if numbers is not None and not math.isclose(sum(numbers) / len(numbers), value, rel_tol=1e-6, abs_tol=1e-9):
             numbers = None  # some other aggregate than the mean
         spread = found["results"][task].get(f"{name}_stderr,{way}")
         metrics[name if way == "none" else key] = Metric(
             value=float(value),
             n=len(rows),
-            values=numbers if numbers is not None and len(numbers) <= MOST_VALUES else None,
+            values=_kept(numbers),
             stderr=float(spread) if isinstance(spread, (int, float)) and math.isfinite(spread) else None,
             higher_is_better=better.get(name),
+            of_given_text=given,
         )
     return metrics
+
+
+def _compact(values: list[float]) -> list[float]:
+    """Right and wrong as 1 and 0, in half the characters; other values as they are."""
+    return [int(v) for v in values] if all(v in (0.0, 1.0) for v in values) else values
+
+
+def _kept(values: list[float] | None) -> list[float] | None:
+    """Values that a row may hold, if they are known."""
+    few = values is not None and (len(values) <= MOST_VALUES or all(isinstance(v, int) for v in values))
+    return values if few else None
 
 
 def _over_subjects(parts: Mapping[str, Mapping[str, Metric]]) -> dict[str, Metric]:
@@ -145,7 +172,7 @@ def _over_subjects(parts: Mapping[str, Mapping[str, Metric]]) -> dict[str, Metri
         own = [part[name] for part in parts.values()]
         n = sum(metric.n for metric in own)
         known = all(metric.values is not None for metric in own)
-        values = [v for metric in own for v in metric.values or ()] if known and n <= MOST_VALUES else None
+        values = _kept([v for metric in own for v in metric.values or () if v is not None]) if known else None
         spread = [metric.stderr for metric in own]
         errors = None if None in spread else np.asarray(spread, float)
         sizes = np.asarray([metric.n for metric in own], float)
@@ -157,6 +184,7 @@ def _over_subjects(parts: Mapping[str, Mapping[str, Metric]]) -> dict[str, Metri
                 values=values if not suffix else None,
                 stderr=None if errors is None else float(np.sqrt(np.square(weights * errors).sum())),
                 higher_is_better=better,
+                of_given_text=all(metric.of_given_text for metric in own),
             )
     return metrics
 

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.evaluation import harness_results
 from jaxalign.evaluation.benchmark_files import BenchmarkFolder
 from jaxalign.evaluation.harness import JaxalignLM
 from jaxalign.evaluation.outcome import Outcome
@@ -75,6 +76,14 @@ def test_outcome_and_files(data, tmp_path):
     assert outcome.metrics["gsm8k/exact_match,strict-match"].values == [0.0, 1.0, 0.0]
     assert outcome.metrics["average"].value == pytest.approx((2 / 3 + 1 / 3) / 2)
     assert outcome.metrics["piqa/acc"].higher_is_better is True
+    # Of answers that it chooses among, a model that writes no language is measured all the same.
+    given = {name: metric.of_given_text for name, metric in outcome.metrics.items()}
+    assert given["piqa/acc"]
+    assert not given["gsm8k/exact_match,strict-match"]
+    assert not given["average"]
+    spread = [outcome.metrics[name].stderr for name in ("piqa/acc", "gsm8k/exact_match,strict-match")]
+    assert spread[0] == pytest.approx((2 / 3 / 3 / 2) ** 0.5, rel=1e-6)
+    assert outcome.metrics["average"].stderr == pytest.approx((spread[0] ** 2 + spread[1] ** 2) ** 0.5 / 2)
     protocol = outcome.protocol["tasks"]["gsm8k"]
     assert (protocol["shots"], protocol["docs"], protocol["version"]) == (0, 3, 3.0)
     assert protocol["metric"] == "exact_match,strict-match"
@@ -102,9 +111,25 @@ def test_mmlu_has_both_averages(data):
     assert outcome.metrics["mmlu/acc_unweighted"].value == pytest.approx((4 / 6 + 1 / 2) / 2)
     assert outcome.metrics["mmlu/acc"].n == 8
     assert sum(outcome.metrics["mmlu/acc"].values) == 5
+    assert outcome.metrics["mmlu/acc"].of_given_text
     assert "mmlu: 2 of 57 subjects are in data." in outcome.notes
     assert outcome.details["subjects"]["mmlu"]["mmlu_virology"] == {"n": 2, "acc": 0.5}
     assert all(prompt.count("Answer:") == 2 for prompt in lm.prompts)
+
+
+def test_right_and_wrong_are_kept_of_any_number_of_questions():
+    """HellaSwag has 10,042: two models are compared question by question."""
+    found = {
+        "results": {"long": {"acc,none": 0.5, "acc_stderr,none": 0.005, "bleu,none": 0.25}},
+        "samples": {
+            "long": [{"filter": "none", "doc_id": n, "acc": float(n % 2), "bleu": n % 2 / 2} for n in range(10_042)]
+        },
+        "configs": {"long": {"output_type": "multiple_choice"}},
+    }
+    metrics = harness_results._task_metrics(found, "long")
+    assert json.dumps(metrics["acc"].values) == json.dumps([0, 1] * 5021)
+    assert metrics["acc"].of_given_text
+    assert metrics["bleu"].values is None
 
 
 def test_missing_examples_and_splits_are_errors(data):
