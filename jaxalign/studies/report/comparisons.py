@@ -154,6 +154,43 @@ def over_settings(results: Results, name: str, label: str) -> list[Difference]:
     return corrected(found, _things(found) - 1)
 
 
+def compared_labels(results: Results) -> list[tuple[Results, str]]:
+    """The labels whose values are compared: the study's, and those that are no numbers and not tied to it.
+
+    Each with the rows in which they are. Labels that never stand equal while the other one differs, as an objective
+    without reference and the kinds of reference of another one, are compared as one label.
+    """
+    joint = results.joint
+    found = [(results, results.compare)]
+    if joint:
+        found.append((results.joined, results.joined.name_of(joint)))
+    found += [(results, name) for name in results.free if name not in (*results.numeric(), *joint)]
+    return [(own, name) for own, name in found if 1 <= len(own.values(name)) <= 12]
+
+
+def mean_over(results: Results, groups: Sequence[Group], name: str) -> Difference | None:
+    """The mean of a metric over settings, as a difference from nothing; None where they share no seed.
+
+    Rows that were measured in another way than most are left out.
+    """
+    measure = name.partition("/")[0]
+    singles = []
+    for group in groups:
+        rows = tuple(row for row in group.rows if results.protocol(row, measure) == 0)
+        found = _by_seed(replace(group, rows=rows), name)
+        if found:
+            tables = {seed: _table([metric.get("values")]) for seed, metric in found.items()}
+            singles.append(
+                _Pairing(
+                    {seed: metric["value"] for seed, metric in found.items()},
+                    {seed: None if table is None else table[0] for seed, table in tables.items()},
+                    {seed: _stderr(metric) for seed, metric in found.items()},
+                )
+            )
+    pooled = _pool(singles) if singles else None
+    return None if pooled is None else _difference(pooled, "", "", None, settings=len(singles))
+
+
 def _things(found: Sequence[Difference]) -> int:
     """How many different things a table of differences compares."""
     return len({canonical([end, d.context]) for d in found for end in (d.first, d.second)})

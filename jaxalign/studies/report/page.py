@@ -9,7 +9,8 @@ from typing import NamedTuple
 from jaxalign.analysis.page import html
 from jaxalign.errors import ConfigError
 from jaxalign.studies.report import details, page_tables, pictures
-from jaxalign.studies.report.comparisons import by_setting, over_settings
+from jaxalign.studies.report.comparisons import by_setting, compared_labels, over_settings
+from jaxalign.studies.report.ends import end_of_answers, markdown_ends
 from jaxalign.studies.report.published import published_lines
 from jaxalign.studies.report.results import Results, degenerate
 from jaxalign.studies.report.row_files import read_rows
@@ -105,6 +106,7 @@ def render(results: Results) -> str:
         "categories": ("By category", pictures.categories(results)),
         "training": ("Log-probabilities in training", training(results)),
         "tokens": ("Tokens and lengths", pictures.histograms(results) + pictures.top_tokens(results)),
+        "ends": ("End of answers", end_of_answers(results)),
         "samples": ("Samples side by side", details.samples(results)),
         "metrics": ("All metrics", page_tables.all_metrics(results)),
         "published": ("Published numbers", _published(results)),
@@ -203,6 +205,7 @@ def markdown(results: Results) -> str:
             )
         )
     parts += _markdown_differences(results)
+    parts += markdown_ends(results)
     parts += _markdown_rest(results)
     parts.append(f"## How the numbers were computed\n\n{METHOD}\n")
     parts += [f"- {markdown_escape(str(note))}" for note in study.get("notes", ())]
@@ -212,8 +215,8 @@ def markdown(results: Results) -> str:
 def _markdown_differences(results: Results) -> list[str]:
     unit = results.metrics.get(results.headline, {}).get("unit", "share")
     parts = []
-    for label in page_tables.compared_labels(results):
-        for found in (over_settings(results, results.headline, label), by_setting(results, results.headline, label)):
+    for own, label in compared_labels(results):
+        for found in (over_settings(own, results.headline, label), by_setting(own, results.headline, label)):
             if not found:
                 continue
             rows = []

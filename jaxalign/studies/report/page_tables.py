@@ -14,6 +14,7 @@ from jaxalign.studies.report.comparisons import (
     Difference,
     Estimate,
     by_setting,
+    compared_labels,
     estimate,
     over_settings,
 )
@@ -41,13 +42,11 @@ MARK_TEXTS = {
     SEEDS: "Nothing is known of the items: the interval covers the chance of training alone.",
     NEITHER: "One seed, and nothing is known of the items: no interval.",
 }
-UNPAIRED, UNPAIRED_TEXT = (
-    "¶",
-    (
-        "The items' values are not kept: their part is by standard errors, as if each model had answered items of its own, "
-        "which makes the interval rather too wide."
-    ),
-)
+MOST_ROWS = 30
+"""Rows of a table of differences that is shown without being asked for."""
+UNPAIRED = "¶"
+UNPAIRED_TEXT = """The items' values are not kept: their part is by standard errors, as if each model had answered items
+of its own, which makes the interval rather too wide."""
 
 
 def swatch(results: Results, value: Label | None) -> str:
@@ -151,28 +150,28 @@ def _headline_row(results: Results, line: Line, scale: Axis | None) -> str:
     )
 
 
-def compared_labels(results: Results) -> list[str]:
-    """The labels whose values are compared: the study's, and those that are no numbers and not tied to it."""
-    others = [name for name in results.free if name not in results.numeric()]
-    return [name for name in (results.compare, *others) if 1 <= len(results.values(name)) <= 12]
-
-
 def differences(results: Results) -> str:
     """Paired differences of the compared values, then of every other label that is no number."""
-    name = results.headline
-    unit = results.metrics.get(name, {}).get("unit", "share")
+    unit = results.metrics.get(results.headline, {}).get("unit", "share")
     parts = []
-    for label in compared_labels(results):
-        pooled, single = over_settings(results, name, label), by_setting(results, name, label)
+    for own, label in compared_labels(results):
+        pooled, single = over_settings(own, results.headline, label), by_setting(own, results.headline, label)
         if not pooled:
             continue
-        parts.append(f"<h3>Between values of {escape(label)}</h3>{_tied(results, label)}")
-        parts.append(_difference_table(results, pooled, unit, label, "settings"))
+        parts.append(f"<h3>Between values of {escape(label)}</h3>{_tied(own, label)}")
+        parts.append(_folded(_difference_table(own, pooled, unit, label, "settings"), len(pooled)))
         if len(single) > len(pooled):
-            inner = _difference_table(results, single, unit, label, "setting")
+            inner = _difference_table(own, single, unit, label, "setting")
             words = f"In each setting ({count(len(single), 'comparison')}, corrected together)"
             parts.append(f'<details class="folded"><summary>{words}</summary>{inner}</details>')
     return "".join(parts)
+
+
+def _folded(drawn: str, rows: int) -> str:
+    """A long table, folded."""
+    if rows <= MOST_ROWS:
+        return drawn
+    return f'<details class="folded"><summary>All {rows} comparisons</summary>{drawn}</details>'
 
 
 def _tied(results: Results, label: str) -> str:

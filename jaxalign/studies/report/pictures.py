@@ -29,6 +29,8 @@ MOST_PANELS = 12
 """Panels of one picture; what is beyond is told, not drawn."""
 MOST_BANDS = 3
 """Lines of a panel whose intervals are bands; those of more would cover one another."""
+MOST_LINES = 8
+"""Combinations of labels that are lines of one panel when a number is compared."""
 LOG_FROM = 3
 """Ratio of the largest to the smallest value of a label from which on its axis is logarithmic."""
 
@@ -78,15 +80,30 @@ def curves(results: Results) -> str:
 def _against_label(results: Results, label: str) -> str:
     groups = shown_groups(results)
     rest = results.varies([g for g in groups if label in g.labels], (label,))
+    inner = _as_lines([g for g in groups if label in g.labels], rest) if label == results.compare else []
+    combined = _line_styles(groups, inner)
+    rest = [name for name in rest if name not in inner]
     values = [value for value in results.values(label) if isinstance(value, int | float)]
     log = min(values) > 0 and max(values) / min(values) >= LOG_FROM
     pictures, seen, unit, lost = [], dict[Label | None, None](), "share", 0
+    drawn_lines: dict[str, str] = {}
     found = list(split(groups, rest))
     for labels, members in found[:MOST_PANELS]:
         lines, levels = [], []
+        for words, style in combined.items() if inner else ():
+            own = [g for g in members if label in g.labels and _words(g, inner) == words]
+            along = sorted(own, key=lambda g: float(g.labels[label]))
+            known = [(float(g.labels[label]), estimate(results, g, results.headline)) for g in along]
+            lost += sum(e.value is None and e.degenerate > 0 for _, e in known)
+            curve = replace(_curve(results, words, label, known), style=style)
+            if curve.points:
+                lines.append(curve)
+                drawn_lines[words] = style
+                unit = known[0][1].unit
         kinds = [None] if label == results.compare else [*results.values(results.compare), None]
         for value in kinds:
             own = [g for g in members if label == results.compare or g.labels.get(results.compare) == value]
+            own = [g for g in own if label not in g.labels] if inner else own
             along = sorted((g for g in own if label in g.labels), key=lambda g: float(g.labels[label]))
             known = [(float(g.labels[label]), estimate(results, g, results.headline)) for g in along]
             lost += sum(e.value is None and e.degenerate > 0 for _, e in known)
@@ -120,7 +137,26 @@ def _against_label(results: Results, label: str) -> str:
     levels = " Dashed: settings without this label." if any(panel.levels for panel in pictures) else ""
     reach = "bars, side by side," if crowded else "bands"
     caption = f"Means over seeds; {reach} are 95 % intervals.{levels}{gone}{_too_many(found)}"
-    return figure(drawn, escape(caption), legend(results, [v for v in seen if v is not None]))
+    keys = key(drawn_lines) if drawn_lines else legend(results, [v for v in seen if v is not None])
+    return figure(drawn, escape(caption), keys)
+
+
+def _as_lines(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
+    """The labels whose combinations are lines of one panel; the others part the panels."""
+    inner: list[str] = []
+    for name in reversed(names):
+        if len({_words(g, [name, *inner]) for g in groups}) <= MOST_LINES:
+            inner = [name, *inner]
+    return inner
+
+
+def _words(group: Group, names: Sequence[str]) -> str:
+    return short_setting({name: group.labels[name] for name in names if name in group.labels})
+
+
+def _line_styles(groups: Sequence[Group], names: Sequence[str]) -> dict[str, str]:
+    found = dict.fromkeys(_words(g, names) for g in groups if all(name in g.labels for name in names))
+    return {words: f"k{i % 8}" for i, words in enumerate(found)}
 
 
 def _side_by_side(lines: Sequence[Curve]) -> list[Curve]:
@@ -153,11 +189,11 @@ def _axis_name(name: str, unit: str) -> str:
 
 def frontier(results: Results) -> str:
     """The headline against the divergence from the reference."""
-    names = [n for n, m in results.metrics.items() if "kl/sequence" in n.lower() and m.get("unit") == "nats"]
+    # Of sampled answers only: the mean log-ratio of given completions is no divergence, and may be negative.
+    sampled = {n: m for n, m in results.metrics.items() if not n.startswith("held_out/")}
+    names = [n for n, m in sampled.items() if "kl/sequence" in n.lower() and m.get("unit") == "nats"]
     names = [n for n in names if not n.endswith(("_k1", "_k3"))] or names
-    names = names or [n for n in results.metrics if n.rpartition("/")[2].lower() == "kl"]
-    # Of sampled answers if there are some: those of the data are no sample of the policy.
-    names = sorted(names, key=lambda n: n.startswith("held_out/"))[:1]
+    names = (names or [n for n in sampled if n.rpartition("/")[2].lower() == "kl"])[:1]
     return "".join(_frontier(results, name) for name in names)
 
 
@@ -166,13 +202,21 @@ def _frontier(results: Results, name: str) -> str:
     along = results.is_numeric(results.compare)
     numeric = [results.compare] if along else results.numeric()
     rest = results.varies(groups, numeric)
+    inner = _as_lines([g for g in groups if results.compare in g.labels], rest) if along else []
+    combined, rest = _line_styles(groups, inner), [name for name in rest if name not in inner]
     pictures, seen, spread_x = [], dict[Label | None, None](), []
+    drawn_lines: dict[str, str] = {}
     found = list(split(groups, rest))
     unit = "share"
     for labels, members in found[:MOST_PANELS]:
         lines, levels = [], []
-        for value in [None] if along else [*results.values(results.compare), None]:
+        kinds = [*combined, None] if inner else [None] if along else [*results.values(results.compare), None]
+        for value in kinds:
             own = [g for g in members if along or g.labels.get(results.compare) == value]
+            if inner:
+                aligned = [g for g in own if all(name in g.labels for name in inner)]
+                own = [g for g in own if g not in aligned] if value is None else aligned
+                own = own if value is None else [g for g in own if _words(g, inner) == value]
             order = sorted(own, key=lambda g: [float(g.labels.get(n, 0)) for n in numeric])
             pairs = [(g, estimate(results, g, name), estimate(results, g, results.headline)) for g in order]
             pairs = [(g, x, y) for g, x, y in pairs if x.value is not None and y.value is not None]
@@ -180,17 +224,18 @@ def _frontier(results: Results, name: str) -> str:
                 seen[value] = None
             # No divergence at all is the start itself: a level, which also a logarithmic axis can show.
             for _, _, y in [each for each in pairs if each[1].value == 0]:
-                levels.append(_level(results, value, y, short_setting(own[0].labels)))
+                levels.append(_level(results, None if inner else value, y, short_setting(own[0].labels)))
             pairs = [each for each in pairs if each[1].value != 0]
             if not pairs:
                 continue
             unit = pairs[0][2].unit
+            drawn_lines |= {str(value): combined[str(value)]} if inner and value is not None else {}
             spread_x += [x.value or 0.0 for _, x, _ in pairs]
             lines.append(
                 Curve(
                     name=label_text(value),
                     points=[(x.value or 0.0, y.value or 0.0) for _, x, y in pairs],
-                    style="k0" if along else results.style(value),
+                    style=combined.get(str(value), "kn") if inner else "k0" if along else results.style(value),
                     tags=[label_text(g.labels.get(numeric[0])) for g, _, _ in pairs] if along else (),
                     band=[_reach(x.value, y) for _, x, y in pairs],
                     spans=True,
@@ -223,7 +268,8 @@ def _frontier(results: Results, name: str) -> str:
     bars = " Bars are 95 % intervals" + (" of the score." if crowded else ".")
     caption = f"{metric_name(name)}. Up and to the left is better: more score for less divergence.{order}{bars}"
     caption += _too_many(found)
-    return figure(drawn, escape(caption), "" if along else legend(results, [v for v in seen if v is not None]))
+    keys = key(drawn_lines) if along else legend(results, [v for v in seen if v is not None])
+    return figure(drawn, escape(caption), keys)
 
 
 def _reach(x: float | None, found: Estimate) -> tuple[float, float, float]:
@@ -362,12 +408,15 @@ def top_tokens(results: Results) -> str:
         for measure, name, found in _token_lists(group):
             cells = "".join(f'<td class="label">{_token(entry)}</td>' for entry in found[:10])
             longest = max(longest, len(found[:10]))
-            rows.append(f'<tr><th scope="row">{escape(short_setting(group.labels))}</th>{cells}</tr>')
+            rows.append(f'<tr><th scope="row">{escape(short_setting(results.telling(group.labels)))}</th>{cells}</tr>')
             title = f"{measure}: {name}, largest first, of the first row of each setting; mean log-ratio in nats"
     if not rows:
         return ""
     names = [head("setting", "label"), *(head(str(rank + 1), "label") for rank in range(longest))]
-    return f"<h3>Tokens that moved most</h3>{table(names, rows, escape(title))}"
+    drawn = table(names, rows, escape(title))
+    if len(rows) > MOST_PANELS:
+        drawn = f'<details class="folded"><summary>Of all {len(rows)} settings</summary>{drawn}</details>'
+    return f"<h3>Tokens that moved most</h3>{drawn}"
 
 
 def _token_lists(group: Group) -> Iterator[tuple[str, str, list]]:

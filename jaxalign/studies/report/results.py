@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from jaxalign.studies.report.style import RAMP
 from jaxalign.studies.study import Label
 
 Row = Mapping[str, Any]
@@ -224,14 +226,65 @@ class Results:
         return lacking if len(lacking) < len(own) else ()
 
     def style(self, value: Label | None) -> str:
-        """The CSS class of a compared value: the same colour and mark in every picture, grey for a baseline."""
+        """The CSS class of a compared value: the same colour and mark in every picture, grey for a baseline.
+
+        Numbers have a scale of colours: in pictures they are an axis, and the other labels are the lines.
+        """
         coloured = [v for v in self.values(self.compare) if v not in self.baselines]
+        if value in coloured and self.is_numeric(self.compare):
+            return f"r{round(coloured.index(value) * (RAMP - 1) / max(len(coloured) - 1, 1))}"
         return f"k{coloured.index(value) % 8}" if value in coloured else "kn"
 
     @cached_property
     def memory(self) -> dict[Any, Any]:
         """What was computed of the rows, by what it is: a page asks for the same means in many places."""
         return {}
+
+    @cached_property
+    def joint(self) -> tuple[str, ...]:
+        """Free labels, no numbers, that cannot be compared one by one.
+
+        Two values of one of them have no value of the other in common: an objective without a reference beside one with
+        several.
+        """
+        names = [name for name in self.free if not self.is_numeric(name)]
+        return next((pair for pair in itertools.combinations(names, 2) if self._disjoint(*pair)), ())
+
+    def _disjoint(self, one: str, other: str) -> bool:
+        for a, b in ((one, other), (other, one)):
+            partners: dict[Label, set[Label]] = {}
+            for labels in map(self.labels_of, self.rows):
+                if a in labels and b in labels:
+                    partners.setdefault(labels[a], set()).add(labels[b])
+            some = any(len(found) > 1 for found in partners.values())
+            if some and any(x.isdisjoint(y) for x, y in itertools.combinations(partners.values(), 2)):
+                return True
+        return False
+
+    @staticmethod
+    def name_of(names: Sequence[str]) -> str:
+        """The name of a joint label."""
+        return ", ".join(names)
+
+    @cached_property
+    def joined(self) -> Results:
+        """The same rows with the joint labels as one."""
+        if not self.joint:
+            return self
+        rows = []
+        for row in self.rows:
+            labels = {name: value for name, value in row["labels"].items() if name not in self.joint}
+            found = [str(row["labels"][name]) for name in self.joint if name in row["labels"]]
+            if found:
+                labels[self.name_of(self.joint)] = ", ".join(found)
+            rows.append({**row, "labels": labels})
+        return Results(rows, self.notes)
+
+    def telling(self, labels: Mapping[str, Label]) -> dict[str, Label]:
+        """Labels without those that are the same in all settings that have these labels at all; all if none is left."""
+        kin = [group.labels for group in self.groups if group.labels.keys() == labels.keys()]
+        found = {n: v for n, v in labels.items() if len({other[n] for other in kin}) > 1}
+        return found or dict(labels)
 
     @property
     def higher_is_better(self) -> bool | None:

@@ -52,8 +52,8 @@ def training(results: Results) -> str:
             band = [] if len(rows) < 2 else list(zip(steps, low.tolist(), high.tolist(), strict=True))
             curves.append(Curve(side, list(zip(steps, middle.tolist(), strict=True)), style, band=band, marks=False))
             if by_token and side == "chosen" and middle[-1] < WORRY:
-                fallen.append((float(middle[-1]), short_setting(labels) or "all rows"))
-        pictures.append(Panel(short_setting(labels), curves))
+                fallen.append((float(middle[-1]), short_setting(results.telling(labels)) or "all rows"))
+        pictures.append(Panel(short_setting(results.telling(labels)), curves))
     unit = "nats per token" if by_token else "nats"
     reach = [max(abs(y) for curve in picture.curves for _, y in curve.points) for picture in pictures]
     own = max(reach) > APART * float(np.median(reach))
