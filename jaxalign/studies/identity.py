@@ -7,8 +7,10 @@ model that the study makes by the key of the stage that makes it.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from jaxalign.data.sources import expand
 from jaxalign.errors import DataError
 from jaxalign.files import file_hash
 from jaxalign.methods import get_method
+from jaxalign.studies.hub import repository
 from jaxalign.studies.study import Label
 
 DIGITS = 16
@@ -47,7 +50,8 @@ def stage_identity(config: RunConfig, inputs: Mapping[str, str]) -> tuple[dict[s
       inputs: options that are the model of another stage, with its key.
 
     Returns:
-      values by dotted path, with contents in place of paths; and the problems of files that cannot be found.
+      values by dotted path, with contents in place of paths and `repository` for names of the hub; and the problems of
+      files that cannot be found.
     """
     problems: list[str] = []
     found: dict[str, Any] = {}
@@ -87,13 +91,46 @@ def reference_identity(identity: Mapping[str, Any], config: RunConfig, *, seeded
     return kept
 
 
-def model_identity(model: str) -> str:
-    """That of a model as it is: the content of a folder, or the name of a hub repository.
+def model_content(model: str) -> Any:
+    """What a model that is used as it is stands for: the files of a folder, or a repository of the hub.
 
     Raises:
-      DataError: it is a path, and no folder is there.
+      DataError: it is neither.
     """
-    return digest(_content("model.path", model))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
+        return {"files": {file.name: file_hash(file) for file in files}}
+    if folder.exists() or model.startswith(("/", ".", "~")) or model.count("/") != 1:
+        raise DataError(f"got {model!r}, and there is no such folder; expected one, or a hub id like 'owner/name'.")
+    return repository(model, "model")
+
+
+def data_content(name: str) -> list[Any]:
+    """The files of a path, folder or glob by their hashes, or a data set of the hub.
+
+    Raises:
+      DataError: there is no such file.
+    """
+    parts = expand(name)
+    return [{"file": file_hash(part)} if isinstance(part, Path) else repository(part, "dataset") for part in parts]
+
+
+def method_content(name: str) -> Any:
+    """A method's name; of one in a module of the user's, also the module's source and that of its objective.
+
+    What these import from elsewhere is not read.
+    """
+    module, colon, _ = name.partition(":")
+    if not colon:
+        return name
+    objective = inspect.unwrap(get_method(name).objective)
+    sources = {}
+    for each in (module, getattr(objective, "__module__", None)):
+        file = getattr(sys.modules.get(each or ""), "__file__", None)
+        if each is not None and file is not None and not each.startswith("jaxalign."):
+            sources[each] = file_hash(file)
+    return {"method": name, "sources": sources}
 
 
 def row_ids(labels: list[Mapping[str, Label]]) -> list[str]:
@@ -124,14 +161,14 @@ def _content(path: str, value: Any) -> Any:
     """An option's value, with the content of the files that it names in place of their names."""
     if value is None or value in WORDS.get(path, ()):
         return value
+    if path == "method.name":
+        return method_content(value)
     if path in MODELS:
-        return _model_content(str(value))
+        return model_content(str(value))
     if path in FILES:
         return {"file": file_hash(_existing(Path(value).expanduser()))}
     if path in DATA:
-        return [
-            {"file": file_hash(part)} if isinstance(part, Path) else part for entry in value for part in expand(entry)
-        ]
+        return [part for entry in value for part in data_content(entry)]
     return value
 
 
@@ -139,13 +176,3 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DataError(f"got {str(path)!r}, and there is no such file.")
     return path
-
-
-def _model_content(name: str) -> Any:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
-        return {"files": {file.name: file_hash(file) for file in files}}
-    if folder.exists() or name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        raise DataError(f"got {name!r}, and there is no such folder; expected one, or a hub id like 'owner/name'.")
-    return name

@@ -16,6 +16,7 @@ from jaxalign.evaluation.outcome import Outcome
 from jaxalign.studies import rows
 from jaxalign.studies.folders import note_event, now, write_json
 from jaxalign.studies.folders import read_json as read_file
+from jaxalign.studies.hub import commits_now
 from jaxalign.studies.identity import DATA, FILES, MODELS
 from jaxalign.studies.plan import Plan, PlannedRow, PlannedStage
 from jaxalign.studies.processes import agree, alone, is_first
@@ -118,6 +119,7 @@ def row_of(
         "error": None if error is None else dict(error),
         "stages": told,
         "model": model,
+        **({"commits": commits_now(plan.commits)} if plan.commits else {}),
         "results": dict(results or {}),
     }
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.sources import expand
 from jaxalign.errors import DataError
 from jaxalign.files import file_hash
-from jaxalign.studies.identity import DATA, FILES, MODELS, WORDS, digest, model_identity
+from jaxalign.studies.identity import DATA, FILES, MODELS, WORDS, data_content, digest, method_content, model_content
 
 
 class Settings(Mapping[str, Any]):
@@ -37,7 +36,7 @@ class Settings(Mapping[str, Any]):
             return _content(found) if found is None or isinstance(found, str) else [_content(each) for each in found]
         if name in self._models:
             model = self._models[name]
-            return None if model is None else model_identity(model)
+            return None if model is None else model_content(model)
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -59,13 +58,15 @@ def configuration_settings(tree: Mapping[str, Mapping[str, Any]], **values: Any)
                 files[path] = value
             elif path in MODELS and named:
                 models[path] = value
+            elif path == "method.name":
+                values[path] = method_content(value)
             elif path != "reference.cache_dir":
                 values[path] = value
     return Settings(values, files, models)
 
 
-def _content(name: str | None) -> str | list[str] | None:
-    """The hash of a file's or a folder's content; those of a glob's files; any other text as it is."""
+def _content(name: str | None) -> Any:
+    """What a folder, a file, a glob's files or a data set's name stand for; any other text is itself."""
     if name is None:
         return None
     try:
@@ -73,8 +74,6 @@ def _content(name: str | None) -> str | list[str] | None:
         if path.is_dir():
             inside = sorted(each for each in path.rglob("*") if each.is_file())
             return f"sha256:{digest([(each.relative_to(path).as_posix(), file_hash(each)) for each in inside])}"
-        found = expand(name)
+        return data_content(name)
     except (DataError, OSError):  # no file, or a text that is too long for the name of one
         return name
-    hashes = [f"sha256:{file_hash(each)[:32]}" if isinstance(each, Path) else each for each in found]
-    return hashes[0] if len(hashes) == 1 else hashes

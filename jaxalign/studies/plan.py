@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxalign.config import RunConfig
 from jaxalign.errors import ConfigError, DataError, did_you_mean
 from jaxalign.studies import rows
 from jaxalign.studies.folders import Folders
-from jaxalign.studies.identity import digest, model_identity, row_ids
+from jaxalign.studies.hub import Commits
+from jaxalign.studies.identity import digest, model_content, row_ids
 from jaxalign.studies.resolve_stages import Resolved, Resolver
 from jaxalign.studies.stages import is_done, is_filled
 from jaxalign.studies.study import Label, Measure, Stage, Study, Trial
@@ -85,12 +86,14 @@ class Plan:
       folders: where everything goes.
       stages: by key, each after those that it needs.
       rows: in the study's order.
+      commits: of the hub's models and data sets, by kind and name; None = not downloaded, or unknown.
     """
 
     study: Study
     folders: Folders
     stages: Mapping[str, PlannedStage]
     rows: tuple[PlannedRow, ...]
+    commits: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def shared(self) -> tuple[PlannedStage, ...]:
@@ -140,29 +143,31 @@ def make_plan(study: Study, workdir: str | Path) -> Plan:
     folders = Folders.of(workdir)
     problems = _of_the_study(study)
     names = row_ids([trial.labels for trial in study.trials])
-    resolver = Resolver(folders)
+    commits = Commits.of(folders)
+    resolver = Resolver(folders, commits)
     models: list[tuple[str, str] | None] = []  # (identity of the model, stage key or folder) of each trial
     for trial, name in zip(study.trials, names, strict=True):
-        models.append(_model(trial, name, resolver, problems))
+        models.append(_model(trial, name, resolver, commits, problems))
     problems += resolver.problems()
     problems += _same_rows(study, names, models, resolver)
     if problems:
         raise ConfigError(problems)
     stages = _stages(resolver, folders)
     needed = {name: _needed(name, stages) for name in names}
+    settings = {measure.name: commits.settle(dict(measure.settings)) for measure in study.measures}
     planned = []
     for trial, name, model in zip(study.trials, names, models, strict=True):
         assert model is not None  # or there were problems
-        planned.append(_row(study, trial, name, *model, needed[name], folders))
-    return Plan(study=study, folders=folders, stages=stages, rows=tuple(planned))
+        planned.append(_row(study, trial, name, *model, needed[name], folders, settings))
+    return Plan(study=study, folders=folders, stages=stages, rows=tuple(planned), commits=commits.found)
 
 
-def _model(trial: Trial, row: str, resolver: Resolver, problems: list[str]) -> tuple[str, str] | None:
+def _model(trial: Trial, row: str, resolver: Resolver, commits: Commits, problems: list[str]) -> tuple[str, str] | None:
     if isinstance(trial.model, Stage):
         key = resolver.add(trial.model, row)
         return None if key is None else (key, key)
     try:
-        return model_identity(trial.model), trial.model
+        return digest(commits.settle(model_content(trial.model))), trial.model
     except DataError as error:
         problems += [f"row {row}: model: {problem}" for problem in error.problems]
         return None
@@ -198,12 +203,19 @@ def _needed(row: str, stages: Mapping[str, PlannedStage]) -> tuple[str, ...]:
 
 
 def _row(
-    study: Study, trial: Trial, name: str, identity: str, model: str, stages: tuple[str, ...], folders: Folders
+    study: Study,
+    trial: Trial,
+    name: str,
+    identity: str,
+    model: str,
+    stages: tuple[str, ...],
+    folders: Folders,
+    settings: Mapping[str, Any],
 ) -> PlannedRow:
     seed = trial.labels.get("seed", 0)
     seed = seed if isinstance(seed, int) else 0
     measures = {
-        measure.name: digest([identity, measure.name, dict(measure.settings), seed]) for measure in study.measures
+        measure.name: digest([identity, measure.name, settings[measure.name], seed]) for measure in study.measures
     }
     key = digest([dict(trial.labels), identity, measures])
     before = rows.read_row(folders.row(name))

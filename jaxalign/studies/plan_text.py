@@ -32,6 +32,7 @@ def plan_lines(plan: Plan, chosen: Sequence[PlannedRow] | None = None) -> Iterat
     if study.measures:
         yield f"measures of every row: {', '.join(measure.name for measure in study.measures)}"
     yield ""
+    yield from _commits(plan)
     yield from cost_lines(plan.stages, study)
     if chosen is not None:
         yield ""
@@ -41,6 +42,19 @@ def plan_lines(plan: Plan, chosen: Sequence[PlannedRow] | None = None) -> Iterat
 def outside(count: int) -> str:
     """Of rows that the study has but this plan has not."""
     return f"{count} row{'s' * (count > 1)} of this study with other arguments, kept in rows.jsonl"
+
+
+def _commits(plan: Plan) -> Iterator[str]:
+    """Which version of the hub's models and data the plan means."""
+    known = [f"{place.partition(' ')[2]} {commit[:12]}" for place, commit in plan.commits.items() if commit]
+    unknown = [place.partition(" ")[2] for place, commit in plan.commits.items() if not commit]
+    if known:
+        yield from textwrap.wrap(f"hub, by commit in the cache: {', '.join(known)}", WIDTH, subsequent_indent="  ")
+    if unknown:
+        text = f"hub, by name, for no commit is in the cache: {', '.join(unknown)}"
+        yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    if plan.commits:
+        yield ""
 
 
 def _rows(plan: Plan) -> Iterator[str]:

@@ -13,6 +13,7 @@ from jaxalign.config_aliases import ALIASES
 from jaxalign.config_fields import nearest
 from jaxalign.errors import ConfigError
 from jaxalign.studies.folders import Folders
+from jaxalign.studies.hub import Commits
 from jaxalign.studies.identity import digest, reference_identity, stage_identity
 from jaxalign.studies.study import Stage
 
@@ -48,10 +49,11 @@ class Resolver:
 
     Args:
       folders: where the stages' models will be.
+      commits: of the hub's repositories.
     """
 
-    def __init__(self, folders: Folders):
-        self._folders = folders
+    def __init__(self, folders: Folders, commits: Commits):
+        self._folders, self._commits = folders, commits
         self._seen: dict[int, tuple[Stage, str | None]] = {}  # by id; the stage itself keeps its id taken
         self._rows: dict[int, list[str]] = {}
         self._wrong: list[tuple[int, str, str]] = []  # (id of the stage, its name, problem)
@@ -159,6 +161,7 @@ class Resolver:
             identity, missing = stage_identity(config, {option: key or "" for option, key in keys.items()})
             problems += missing
             if not problems and len(inputs) == len(keys):
+                identity = self._commits.settle(identity)
                 key = digest(identity)
                 # Two spellings of one run: the first is the one that runs.
                 self.stages.setdefault(key, Resolved(stage.name, key, config, inputs, identity))

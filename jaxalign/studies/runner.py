@@ -10,6 +10,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.studies import rows
 from jaxalign.studies.children import Children, Job, Show, outcome_line
 from jaxalign.studies.folders import Folders, locked, read_json
+from jaxalign.studies.hub import note_commits
 from jaxalign.studies.make_row import StageFailed, ensure_stage, forget_failures, make_row
 from jaxalign.studies.plan import Plan, PlannedRow, PlannedStage, make_plan, unfinished
 from jaxalign.studies.processes import is_first
@@ -69,6 +70,7 @@ def begin(plan: Plan, *, retry_failed: bool = False) -> None:
     if not is_first():
         return
     rows.note_study(plan.folders, plan.study, plan.keys)
+    note_commits(plan.folders, plan.commits)
     if retry_failed:
         forget_failures(plan)
 
@@ -179,6 +181,7 @@ def collect(plan: Plan) -> list[rows.Row]:
     """Writes ``rows.jsonl`` from the rows that are there: those of the plan, and behind them others of the study."""
     if not is_first():
         return []
+    note_commits(plan.folders, plan.commits)  # what has been downloaded by now
     return rows.collect(plan.folders, plan.keys, plan.study)
 
 

@@ -10,12 +10,14 @@ import pytest
 
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.outcome import Outcome
-from jaxalign.studies import rows
+from jaxalign.studies import measures, plan_text, rows
 from jaxalign.studies.folders import write_json
+from jaxalign.studies.held_out import held_out
+from jaxalign.studies.hub import commits_now
 from jaxalign.studies.identity import row_ids
 from jaxalign.studies.plan import make_plan, unfinished
 from jaxalign.studies.plan_text import plan_lines
-from jaxalign.studies.runner import groups, part, read_shard
+from jaxalign.studies.runner import begin, groups, part, read_shard
 from jaxalign.studies.study import Measure, Published, Stage, Study, Trial
 
 
@@ -120,6 +122,97 @@ def test_a_key_is_of_contents_not_of_places(files, tmp_path):
         after = keys(plan_of(tmp_path / "three", align(moved, sft(moved))))[0]
         assert after != before[0]
         before = [after]
+
+
+def test_a_change_of_large_weights_is_seen_wherever_it_is(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxalign.files.LARGE", 2**16)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = files / "model" / "model.safetensors"
+    found = []
+    for place in (None, 0, 70_001, 2**18 - 1):
+        content = bytearray(2**18)
+        if place is not None:
+            content[place] = 1
+        path.write_bytes(content)
+        found.append(keys(plan_of(tmp_path, align(files)))[0])
+    assert len(set(found)) == 4
+
+
+def test_a_method_of_ones_own_is_known_by_its_source(files, tmp_path, monkeypatch):
+    source = """
+from jaxalign.methods import METHODS
+import dataclasses
+MINE = dataclasses.replace(METHODS["dpo"], name="mine")
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "my_methods_of_a_plan.py"
+    file.write_text(source)
+
+    def key():
+        name = "my_methods_of_a_plan:MINE"
+        held = held_out({"data": {"train": [str(files / "pairs.jsonl")]}, "method": {"name": name}})
+        study = study_of(
+            Trial(labels={"n": 0}, model=align(files, method=name)), measures=(held,), headline="held_out/x"
+        )
+        (row,) = make_plan(study, tmp_path / "w").rows
+        return row.model, dict(held.settings)["method.name"]
+
+    before = key()
+    assert key() == before
+    file.write_text(source + "# changed\n")
+    after = key()
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+    assert list(after[1]["sources"]) == ["my_methods_of_a_plan"]
+
+
+def test_a_name_of_the_hub_stands_for_the_first_commit_that_was_seen(files, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+
+    def download(kind, name, commit):
+        refs = tmp_path / "hub" / f"{kind}s--{name.replace('/', '--')}" / "refs"
+        refs.mkdir(parents=True, exist_ok=True)
+        (refs / "main").write_text(commit)
+
+    def plan():
+        stage = Stage(
+            name="align",
+            config={"model": {"path": "some/model"}, "data": {"train": ["some/pairs"]}, "method": {"name": "dpo"}},
+        )
+        trials = [Trial(labels={"n": 0}, model=stage), Trial(labels={"n": 1}, model="some/model")]
+        shift = measures.generations("some/pairs", against="other/model")
+        made = make_plan(study_of(*trials, measures=(shift,), headline="generations/x"), tmp_path / "w")
+        return made, [row.key for row in made.rows]
+
+    one, two = "1" * 40, "2" * 40
+    made, before = plan()
+    assert made.commits == dict.fromkeys(("model some/model", "dataset some/pairs", "model other/model"))
+    assert "hub, by name, for no commit is in the cache: some/model, some/pairs, other/model" in "\n".join(
+        plan_text._commits(made)
+    )
+    # Downloading changes no key, before and after it is on record.
+    download("model", "some/model", one)
+    (tmp_path / "datasets" / "some___pairs" / "default" / "0.0.0" / one).mkdir(parents=True)
+    assert plan()[1] == before
+    begin(plan()[0])
+    made, again = plan()
+    assert again == before
+    assert made.commits["dataset some/pairs"] == made.commits["model some/model"] == one
+    assert commits_now(made.commits) == made.commits
+    # Another commit does, and only of what reads it.
+    download("model", "other/model", one)
+    begin(made)
+    download("model", "other/model", two)
+    assert all(a != b for a, b in zip(plan()[1], before, strict=True))
+    download("model", "other/model", one)
+    download("dataset", "some/pairs", two)
+    changed = plan()[0]
+    assert changed.rows[0].model != made.rows[0].model
+    assert changed.rows[1].model == made.rows[1].model
 
 
 def test_inputs_are_paths_of_the_models_to_be_made(files, tmp_path):
