@@ -27,6 +27,11 @@ def held_out(
 
     Of a trained model they are those that its last stage measured of the exported weights, on its own held-out data.
 
+    ``rewards/*`` are the change against the model's reference. What a method that has none calls its reward (cpo,
+    or a reference.source of none), or has against its prior, is another quantity and so has another name:
+    ``own_rewards/*`` and ``prior_rewards/*``. Ranking accuracies and log-probabilities are the same for all of them.
+    With `always` all models are measured by the rewards of one method.
+
     Args:
       config: sections of a configuration with held-out data, for models that have no such stage: those that the study
         did not train, and those whose last stage learned no preference (SFT). The model, and the reference where the
@@ -67,7 +72,7 @@ def _recorded(subject: Subject, config: RunConfig) -> Outcome:
         )
     data = manifest["data"]["eval"]
     return Outcome(
-        metrics=_metrics(found, data["examples"]),
+        metrics=_metrics(found, data["examples"], rewards=_rewards(config)),
         protocol={
             "data_hash": data["data_hash"],
             "template_hash": data["template_hash"],
@@ -82,7 +87,7 @@ def _scored_again(subject: Subject, config: RunConfig) -> Outcome:
     recorded = _recorded(subject, config)
     found, values = build.evaluate_examples(config, subject.run)
     count = next(iter(recorded.metrics.values())).n
-    return dataclasses.replace(recorded, metrics=_metrics(found, count, values))
+    return dataclasses.replace(recorded, metrics=_metrics(found, count, values, rewards=_rewards(config)))
 
 
 def _evaluated(subject: Subject, tree: Mapping[str, Mapping[str, Any]], keep: bool) -> Outcome:
@@ -95,6 +100,10 @@ def _evaluated(subject: Subject, tree: Mapping[str, Mapping[str, Any]], keep: bo
     chosen = reference.get("source", "auto")
     if needed and against is not None and chosen in ("auto", "policy"):
         reference["source"], reference["mode"] = against, "auto"
+        if (own := subject.config) is not None and reference.get("chat_template") is None:
+            # It reads what it read in training: the policy before it the policy's own format, perhaps not its folder's.
+            is_start = own.reference.source != against
+            reference["chat_template"] = own.model.chat_template if is_start else own.reference.chat_template
     if reference.get("cache_dir") is None:
         cache = subject.config.reference.cache_dir if subject.config else None
         reference["cache_dir"] = cache or str(subject.out / "cache")
@@ -109,7 +118,7 @@ def _evaluated(subject: Subject, tree: Mapping[str, Mapping[str, Any]], keep: bo
         notes.append("the model is its own reference: it has no rewards and no divergence")
     report = data.sets["eval"][1]
     return Outcome(
-        metrics=_metrics(found, report.examples, values if keep else {}),
+        metrics=_metrics(found, report.examples, values if keep else {}, rewards=_rewards(config)),
         protocol={
             "data_hash": report.data_hash,
             "template_hash": report.template_hash,
@@ -119,6 +128,13 @@ def _evaluated(subject: Subject, tree: Mapping[str, Mapping[str, Any]], keep: bo
     )
 
 
+def _rewards(config: RunConfig) -> str:
+    """What the method's rewards are called, by what they are measured against."""
+    if not get_method(config.method.name).needs_reference or config.reference.source == "none":
+        return "own_rewards/"
+    return "prior_rewards/" if config.reference.source == "prior" else "rewards/"
+
+
 def _learns_preferences(config: RunConfig) -> bool:
     return get_method(config.method.name).layout is not Layout.SINGLE
 
@@ -126,7 +142,11 @@ def _learns_preferences(config: RunConfig) -> bool:
 _KINDS: tuple[tuple[str, str, bool | None], ...] = (
     ("loss", "nats", None),  # of another method, or at another beta, it is another quantity
     ("rewards/accuracies", "share", True),
+    ("own_rewards/accuracies", "share", True),
+    ("prior_rewards/accuracies", "share", True),
     ("rewards/", "reward", None),
+    ("own_rewards/", "reward", None),
+    ("prior_rewards/", "reward", None),
     ("ranking/reference", "share", None),
     ("ranking/", "share", True),
     ("kl/token", "nats/token", None),
@@ -138,12 +158,14 @@ _KINDS: tuple[tuple[str, str, bool | None], ...] = (
 
 
 def _metrics(
-    found: Mapping[str, float], count: int, values: Mapping[str, np.ndarray] | None = None
+    found: Mapping[str, float], count: int, values: Mapping[str, np.ndarray] | None = None, *, rewards: str
 ) -> dict[str, Metric]:
     """Held-out metrics by their names without ``eval_``. Shares of examples have a standard error, or values."""
     metrics = {}
     for full, value in found.items():
         name = full.removeprefix("eval_")
+        if name.startswith("rewards/"):
+            name = name.replace("rewards/", rewards, 1)
         unit, better = next((u, b) for start, u, b in (*_KINDS, ("", "", None)) if name.startswith(start))
         own = (values or {}).get(full) if unit == "share" or name == "kl/sequence" else None  # the others are many
         if own is not None:

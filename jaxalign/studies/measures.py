@@ -148,10 +148,12 @@ def token_shift(
         if section is not None:
             tree = {"data": dict(section), "method": {"name": "dpo"}}
         model = {"path": subject.model, "dtype": dtype}
-        template = chat_template or tree.get("model", {}).get("chat_template")
+        template = chat_template or (subject.config.model.chat_template if subject.config else None)
         other = _other(subject, against) or subject.model
-        tree["model"] = model if template is None else {**model, "chat_template": template}
-        tree["reference"] = {"source": other, "mode": "live"}
+        # Both read the same tokens, so the same format: a start's folder may have another one than its run gave it.
+        formatted = {} if template is None else {"chat_template": template}
+        tree["model"] = {**model, **formatted}
+        tree["reference"] = {"source": other, "mode": "live", **formatted}
         tree["evaluation"] = {"batch_size": batch_size}
         found = build.token_shift(from_dict(tree), model=subject.model, count=count, min_count=min_count, top=top)
         notes = [] if other != subject.model else ["there is no other model, so the shifts are 0"]

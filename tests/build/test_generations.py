@@ -140,6 +140,27 @@ def test_batches_do_not_matter(world, prompts, sampled, canned):
         assert found.metrics[name].value == pytest.approx(metric.value, rel=1e-4), name
 
 
+def test_the_protocol_knows_prompts_templates_and_tokens(world, prompts, sampled, monkeypatch):
+    _, kept, _ = sampled
+    monkeypatch.setattr(module, "sample", lambda *arguments, **options: kept["drawn"][: len(arguments[2])])
+
+    def protocol(rows, **options):
+        return build.generations(str(world.model), rows, sampling=SAMPLING, dtype="float32", **options).protocol
+
+    rows = [{"prompt": pair["prompt"]} for pair in written_pairs(COUNT)]
+    first = protocol(prompts, count=COUNT)
+    assert first == protocol(rows)
+    assert first["template_hash"] is None
+    assert first["prompts_hash"] != protocol([*rows[1:], rows[0]])["prompts_hash"]
+    chat, other = (
+        protocol(rows, chat=True, chat_template=template)
+        for template in ("chatml", "{% for m in messages %}{{ m.content }}{% endfor %}")
+    )
+    assert first["prompts_hash"] != chat["prompts_hash"] == other["prompts_hash"]
+    assert len({chat["template_hash"], other["template_hash"], None}) == 3
+    assert first["tokenizer_hash"] == chat["tokenizer_hash"]
+
+
 def test_where_no_divergence_is_told(world, prompts, canned):
     def notes(reference, **changes):
         found = build.generations(
@@ -163,7 +184,9 @@ def test_degeneration_is_told(world, prompts, sampled, monkeypatch):
     assert build.generations(str(world.model), prompts, **options).degenerate == (
         f"of {COUNT} answers 100 % without an end within 12 tokens"
     )
-    assert build.generations(str(world.model), prompts, most_unended=1.0, **options).degenerate is None
+    exempt = build.generations(str(world.model), prompts, most_unended=1.0, **options)
+    assert exempt.degenerate is None
+    assert "was not taught to end" in " ".join(exempt.notes)
 
 
 def test_prompts_that_are_none(world, tmp_path):

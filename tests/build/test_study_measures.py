@@ -69,6 +69,56 @@ def test_values_of_pairs_have_the_metrics_as_their_means(run, world, tmp_path):
     assert again.metrics["rewards/accuracies"].values == (margins > 0).astype(float).tolist()
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "rewards"),
+        ({"method__name": "cpo"}, "own_rewards"),
+        ({"reference__source": "none"}, "own_rewards"),
+        ({"reference__source": "prior"}, "prior_rewards"),
+    ],
+)
+def test_rewards_are_named_by_what_they_are_measured_against(changes, name, configure, tmp_path):
+    data = {"examples": 4, "data_hash": "d", "template_hash": None, "tokenizer_hash": "t"}
+    manifest = {"exported_step": 2, "data": {"eval": data}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    found = {"eval_rewards/accuracies": 0.75, "eval_ranking/accuracy": 0.5, "eval_rewards/chosen": 0.25}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 2, **found}) + "\n")
+    subject = Subject(model="m", config=configure(**changes), run=tmp_path, out=tmp_path)
+    metrics = measures.held_out().run(subject).metrics
+    assert list(metrics) == [f"{name}/accuracies", "ranking/accuracy", f"{name}/chosen"]
+    assert (metrics[f"{name}/accuracies"].unit, metrics[f"{name}/accuracies"].higher_is_better) == ("share", True)
+    assert (metrics[f"{name}/chosen"].unit, metrics[f"{name}/chosen"].higher_is_better) == ("reward", None)
+
+
+def test_a_reference_reads_the_format_that_it_had_in_training(configure, world, tmp_path, monkeypatch):
+    """The start's folder may have another one, or none."""
+    asked = []
+
+    def stop(config, *_, **__):
+        asked.append((config.model.chat_template, config.reference.source, config.reference.chat_template))
+        raise InterruptedError
+
+    monkeypatch.setattr(build, "check_data", stop)
+    monkeypatch.setattr(build, "token_shift", stop)
+    start, export, pairs = str(world.model), str(world.twin), str(world.pairs)
+    tree = {"data": {"train": [pairs], "eval": [pairs]}, "method": {"name": "dpo"}}
+    for changes, wanted in (
+        ({"model__chat_template": "chatml"}, (start, "chatml")),
+        ({"reference__source": str(world.twin), "reference__chat_template": "chatml"}, (str(world.twin), "chatml")),
+    ):
+        config = configure(**changes)
+        reference = wanted[0]
+        subject = Subject(model=export, start=start, reference=reference, config=config, run=tmp_path, out=tmp_path)
+        with pytest.raises(InterruptedError):
+            measures.held_out(tree, always=True).run(subject)
+        assert asked.pop()[1:] == wanted
+    subject = Subject(model=export, start=start, config=configure(model__chat_template="chatml"), out=tmp_path)
+    with pytest.raises(InterruptedError):
+        measures.token_shift(pairs).run(subject)
+    assert asked.pop() == ("chatml", start, "chatml")
+
+
 def test_a_start_is_measured_by_the_configuration(run, world, configure, tmp_path):
     start = Subject(model=str(world.model), out=tmp_path)
     with pytest.raises(ConfigError, match="was not trained in this study"):
