@@ -1,4 +1,4 @@
-"""Jobs for schedulers: one array over the stages that rows share, then one task for each row."""
+"""Jobs for schedulers: one array over the stages that rows share, one task for each row, and the report."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ def slurm(plan: Plan, *, config: str, workdir: str, distributed: bool = False) -
 #   bash THIS_FILE
 #
 # Run it from the root of the clone, with jaxalign[gpu] in .venv on a file system that all nodes see. What is done
-# already is found and left alone, so it may be run again at any time. RESOURCES is for each task.
+# already is found and left alone, so it may be run again at any time. RESOURCES is for each task. A last job writes the
+# report.
 set -euo pipefail
 RESOURCES=${{RESOURCES:-"{width} --gpus-per-node=8 --cpus-per-task=16 --time=12:00:00"}}
+REPORT_RESOURCES=${{REPORT_RESOURCES:-"--nodes=1 --ntasks=1 --cpus-per-task=2 --time=00:30:00"}}
 PARALLEL=${{PARALLEL:-{min(PARALLEL, max(shared, rows))}}}
 mkdir -p {logs}
 
@@ -70,16 +72,24 @@ TASK
 }}
 
 """
-    if not shared:
-        return text + f'rows=$(submit {name} {rows} "")\necho "rows: $rows"\n'
-    return (
-        text
-        + f"""\
+    if shared:
+        text += f"""\
 shared=$(submit {name}-shared {shared} --shared)
 echo "shared stages: $shared"
 # afterany: a stage that failed fails the rows that need it, and only these.
 rows=$(submit {name} {rows} "" "--dependency=afterany:${{shared%%;*}}")
+"""
+    else:
+        text += f'rows=$(submit {name} {rows} "")\n'
+    return (
+        text
+        + f"""\
 echo "rows: $rows"
+# Gathers the rows from their own files, whoever wrote rows.jsonl last. Failed rows are in it too: afterany.
+# shellcheck disable=SC2086
+report=$(sbatch --parsable --job-name={name}-report "--dependency=afterany:${{rows%%;*}}" $REPORT_RESOURCES \\
+    --output={logs}/slurm-%x.log --wrap={shlex.quote(".venv/bin/jaxalign " + shlex.join(["report", workdir]))})
+echo "report: $report"
 """
     )
 
@@ -127,16 +137,31 @@ spec:
 """
     if shared:
         text += _replicated("shared", shared, [*command, "--shared"], hosts, after=None)
-    return text + _replicated("rows", rows, command, hosts, after="shared" if shared else None)
+    text += _replicated("rows", rows, command, hosts, after="shared" if shared else None)
+    # Gathers the rows from their own files: without locks, the last writer of rows.jsonl may have missed some.
+    return text + _job("report", 1, ["jaxalign", "report", workdir], hosts=1, after="rows", tpu=False)
 
 
 def _replicated(name: str, count: int, command: list[str], hosts: int, after: str | None) -> str:
     """Jobs that differ in their part of the study alone."""
     # The kubelet puts the variable in: no shell stands between SIGTERM and the program.
-    words = "\n".join(
-        f"                    - {json.dumps(word)}" for word in [*command, f"--shard=$(JOB_INDEX)/{count}"]
-    )
+    return _job(name, count, [*command, f"--shard=$(JOB_INDEX)/{count}"], hosts=hosts, after=after, tpu=True)
+
+
+def _job(name: str, count: int, command: list[str], *, hosts: int, after: str | None, tpu: bool) -> str:
+    words = "\n".join(f"                    - {json.dumps(word)}" for word in command)
     depends = f"      dependsOn:\n        - name: {after}\n          status: Complete\n" if after else ""
+    selector = f"""\
+              nodeSelector:
+                cloud.google.com/gke-tpu-accelerator: tpu-v5-lite-podslice
+                cloud.google.com/gke-tpu-topology: {"4x4" if hosts > 1 else "2x2"}
+"""
+    ports = """\
+                  ports:
+                    - containerPort: 8471
+                    - containerPort: 8482
+"""
+    limits = "google.com/tpu: 4" if tpu else "memory: 8Gi"
     return f"""\
     - name: {name}
       replicas: {count}
@@ -162,10 +187,7 @@ def _replicated(name: str, count: int, command: list[str], hosts: int, after: st
               serviceAccountName: jaxalign
               # Time between SIGTERM and SIGKILL: enough to save a checkpoint.
               terminationGracePeriodSeconds: 120
-              nodeSelector:
-                cloud.google.com/gke-tpu-accelerator: tpu-v5-lite-podslice
-                cloud.google.com/gke-tpu-topology: {"4x4" if hosts > 1 else "2x2"}
-              containers:
+{selector if tpu else ""}              containers:
                 - name: jaxalign
                   image: IMAGE
                   command:
@@ -175,12 +197,9 @@ def _replicated(name: str, count: int, command: list[str], hosts: int, after: st
                       valueFrom:
                         fieldRef:
                           fieldPath: metadata.labels['jobset.sigs.k8s.io/job-index']
-                  ports:
-                    - containerPort: 8471
-                    - containerPort: 8482
-                  resources:
+{ports if tpu else ""}                  resources:
                     limits:
-                      google.com/tpu: 4
+                      {limits}
                   volumeMounts:
                     - name: bucket
                       mountPath: /bucket

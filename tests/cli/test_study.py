@@ -146,7 +146,23 @@ def test_jobs_for_schedulers(spec, tmp_path, capsys):
     assert "--workdir=studies/small" in (tmp_path / "jobs" / "submit.sh").read_text()
 
 
+def test_parts_of_a_study_in_one_folder(spec, capsys):
+    assert main(["study", f"--config={spec}:rows=3", "--workdir=w", "--in-process"]) == 0
+    capsys.readouterr()
+    assert main(["study", f"--config={spec}:rows=1", "--workdir=w", "--in-process"]) == 0
+    printed = capsys.readouterr().out
+    assert "  and 2 rows of this study with other arguments, kept in rows.jsonl" in printed
+    assert "1 of 1 rows done, and 2 rows of this study with other arguments, kept in rows.jsonl: " in printed
+    assert [row["row"] for row in rows.read("w")] == ["seed0", "seed1", "seed2"]
+
+
 def test_flags_that_do_not_fit(capsys):
+    flags = ["--emit=gke", "--row=nope", "--dry-run", "--retry-failed", "--jobs=0"]
+    assert main(["study", "--config=x.py", *flags]) == 2
+    printed = capsys.readouterr().err
+    for flag in ("--row", "--dry-run", "--retry-failed", "--jobs"):
+        assert f"{flag}: got it beside --emit" in printed, flag
+    assert "--jobs: got 0, expected 1 or more" in printed
     flags = ["--row=a", "--shard=3/3", "--shared", "--jobs=2", "--in-process", "--out=x", "--distributed", "--drive"]
     assert main(["study", *flags]) == 2
     printed = capsys.readouterr().err

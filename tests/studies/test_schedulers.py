@@ -57,6 +57,9 @@ def slurm_tasks(text: str, folder: Path) -> tuple[list[list[str]], list[list[str
         bin_folder / "sbatch": f"""#!/usr/bin/env bash
 ({record}) >> {folder}/sbatch.log
 job=$(wc -l < {folder}/sbatch.log)
+for word; do
+    case "$word" in --wrap=*) echo "$job"; eval "${{word#--wrap=}}"; exit;; esac
+done
 cat > {folder}/job-$job.sh
 for i in $(seq 0 $((TASKS - 1))); do
     SLURM_ARRAY_TASK_ID=$i SLURM_ARRAY_JOB_ID=$job bash {folder}/job-$job.sh >&2
@@ -93,15 +96,18 @@ def test_slurm_submits_shared_stages_and_then_every_row(plan, tmp_path):
         (tmp_path / "x.sh").write_text(text)
         subprocess.run(["shellcheck", str(tmp_path / "x.sh")], check=True)
     submitted, run, printed = slurm_tasks(text, folder)
-    assert printed == "shared stages: 1\nrows: 2\n"
-    first, second = submitted
+    assert printed == "shared stages: 1\nrows: 2\nreport: 3\n"
+    first, second, last = submitted
     assert {"--job-name=two-seeds-shared", "--array=0-1%6", "--requeue", "--signal=TERM@300"} <= set(first)
     assert {"--job-name=two-seeds", "--array=0-5%6", "--dependency=afterany:1"} <= set(second)
     assert not any(word.startswith("--dependency") for word in first)
+    assert {"--job-name=two-seeds-report", "--dependency=afterany:2"} <= set(last)
+    assert not any("gpus" in word for word in last)
     head = ["study", "--config=configs/studies/my study.py:a=1,b=2", "--workdir=studies/w"]
     assert run == [
         *([*head, "--shared", f"--shard={i}/2"] for i in range(2)),
         *([*head, f"--shard={i}/6"] for i in range(6)),
+        ["report", "studies/w"],
     ]
     assert (folder / "scontrol.log").read_text() == "requeue 2_2\n"
     assert (folder / "studies/w/logs").is_dir()
@@ -113,7 +119,7 @@ def test_slurm_submits_shared_stages_and_then_every_row(plan, tmp_path):
 def test_gke_runs_a_job_for_each_row_after_the_shared_stages(plan):
     tree = yaml.safe_load(gke(plan, config="configs/studies/x.py:a=1", workdir="/bucket/studies/w"))
     assert (tree["kind"], tree["metadata"]["name"]) == ("JobSet", "two-seeds")
-    shared, rows = tree["spec"]["replicatedJobs"]
+    shared, rows, report = tree["spec"]["replicatedJobs"]
     assert (shared["name"], shared["replicas"], rows["name"], rows["replicas"]) == ("shared", 2, "rows", 6)
     assert rows["dependsOn"] == [{"name": "shared", "status": "Complete"}]
     assert "dependsOn" not in shared
@@ -127,11 +133,16 @@ def test_gke_runs_a_job_for_each_row_after_the_shared_stages(plan):
         "--shared", "--shard=$(JOB_INDEX)/2",
     ]  # fmt: skip
     assert rows["template"]["spec"]["parallelism"] == 1
+    assert report["dependsOn"] == [{"name": "rows", "status": "Complete"}]
+    pod = report["template"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["command"] == ["jaxalign", "report", "/bucket/studies/w"]
+    assert "nodeSelector" not in pod
+    assert "google.com/tpu" not in pod["containers"][0]["resources"]["limits"]
 
 
 def test_rows_on_several_hosts(plan):
     text = gke(plan, config="x.py", workdir="w", distributed=True)
-    (_, rows) = yaml.safe_load(text)["spec"]["replicatedJobs"]
+    (_, rows, _) = yaml.safe_load(text)["spec"]["replicatedJobs"]
     assert rows["template"]["spec"]["parallelism"] == 4
     assert "--distributed" in rows["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
     assert "--workdir=w --distributed" in slurm(plan, config="x.py", workdir="w", distributed=True)
@@ -144,4 +155,4 @@ def test_a_study_that_shares_nothing(plan):
     assert "--shared" not in slurm(alone, config="x.py", workdir="w").split("TASK\n}")[1]
     assert [
         job["name"] for job in yaml.safe_load(gke(alone, config="x.py", workdir="w"))["spec"]["replicatedJobs"]
-    ] == ["rows"]
+    ] == ["rows", "report"]
