@@ -29,19 +29,22 @@ measured, not promised.
 What is not known of the paper's runs is listed in the study's notes, which every report repeats.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from arguments import FULL_ONLY, out_of_range, unknown, without_effect, words
+from chat_formats import in_its_format
+
 from devices import laid_out
 from jaxalign.config_transport import parse_arg
-from jaxalign.errors import ConfigError, did_you_mean
+from jaxalign.errors import ConfigError
 from jaxalign.evaluation.judge_settings import JudgeSettings
 from jaxalign.methods import get_method
 from jaxalign.quickstart import settings as tiny_settings
 from jaxalign.quickstart import stages as tiny
 from jaxalign.studies import measures
-from jaxalign.studies.study import Measure, Stage, Study, Subject, Trial
+from jaxalign.studies.study import Measure, Stage, Study, Trial
 from published import ARCHITECTURES, DATASETS
 from rows import unaligned
 
@@ -79,7 +82,11 @@ NOTES = (
     "Pairs that break the data contract, and training pairs whose prompt is held out, are left out and counted.",
     "A size is the number of pairs, the same for every method, and smaller sizes are part of larger ones. kto reads a "
     "pair as two labelled answers, 128 answers a step.",
-    "zephyr-7b-sft-full was replaced by its authors at least once (SPIN's README), so the paper's start may differ.",
+    "zephyr-7b-sft-full was replaced by its authors at least once (SPIN's README), so the paper's start may differ. No "
+    "revision of the hub's models and data sets is pinned: they are what the hub gives when they are first downloaded.",
+    "Rewards of every model, KTO's and CPO's too, are DPO's: log-ratios to the model that it was compared with in "
+    "training, else to its start, on the same held-out pairs.",
+    "The base model has learned no end token, so answers of it without an end are no sign of degeneration.",
 )
 TINY_NOTES = (
     "Tiny scale: the models learn a generated world, so no number here says anything of language. sft, base and "
@@ -104,12 +111,15 @@ class Scale(NamedTuple):
 
 def get_study(arg: str | None = None) -> Study:
     args = parse_arg(
-        arg, scale=("full", "tiny"), seeds=0, sizes="", methods="", benchmarks="", mt_bench="", judge="",
-        judge_model="gpt-4", tensor=1, microbatches=1,
+        arg, scale=("full", "tiny"), seeds=0, sizes="", methods="", **JUDGED, **FULL_ONLY,
         world="workdir/studies/world",
     )  # fmt: skip
+    all_pairs = ALL if args.scale == "full" else tiny_settings.PAIRS
+    if problems := list(_problems(args, all_pairs)):
+        raise ConfigError(problems)
     scale = _full(args) if args.scale == "full" else _tiny(args)
-    methods, sizes = _chosen_methods(args.methods, scale.betas), _chosen_sizes(args.sizes, scale)
+    methods = words(args.methods) or list(scale.betas)
+    sizes = [None if word == "all" else int(word) for word in words(args.sizes)] or list(scale.sizes)
     seeds = args.seeds or scale.seeds
     trials = [trial for start in STARTS for trial in unaligned(start, scale.start, seeds)]
     for start in STARTS:
@@ -185,29 +195,24 @@ def _full_measures(args: Any) -> tuple[Measure, ...]:
     }  # fmt: skip
     held_out = {"data": {**data, "train_split": "train_prefs"}, "method": {"name": "dpo"}}
 
-    def of_pairs(template: str | None) -> Measure:
-        return measures.held_out({**held_out, "model": {"chat_template": template}})
+    def of_pairs(chat_template: str | None = None) -> Measure:
+        tree = {**held_out, "model": {"chat_template": chat_template}}
+        return measures.held_out(tree, always=True, values=True)
 
-    def of_dialogue(template: str | None) -> Measure:
+    def of_dialogue(**options: Any) -> Measure:
         judge = JudgeSettings(model=args.judge_model, base_url=args.judge) if args.judge else None
-        return measures.mt_bench(args.mt_bench, judge, chat_template=template)
+        return measures.mt_bench(args.mt_bench, judge, **options)
 
-    def of_answers(template: str | None) -> Measure:
-        return measures.generations(PAIRS, split="test_prefs", max_new_tokens=1024, chat=True, chat_template=template)
+    def of_answers(**options: Any) -> Measure:
+        return measures.generations(PAIRS, split="test_prefs", max_new_tokens=1024, chat=True, **options)
 
+    # One of them has no format on the hub, the other puts no BOS first.
+    formats = {path: {"chat_template": ZEPHYR} for path in IN_ZEPHYR_FORMAT}
+    # Nothing has taught the base model to end an answer: it runs into the limit, and is what it should be.
+    unending = {**formats, STARTS["base"]: {"chat_template": ZEPHYR, "most_unended": 1.0}}
     suite = measures.suite("study1", folder=args.benchmarks or None)
-    found = [_formatted(of_pairs), suite, _formatted(of_answers)]
-    return (*found, _formatted(of_dialogue)) if args.mt_bench else tuple(found)
-
-
-def _formatted(make: Callable[[str | None], Measure]) -> Measure:
-    """A measure in each model's chat format: an aligned one brings its own; two of the hub's have none, or no BOS."""
-    own, zephyr = make(None), make(ZEPHYR)
-
-    def run(subject: Subject):
-        return (zephyr if subject.model in IN_ZEPHYR_FORMAT else own).run(subject)
-
-    return Measure(name=own.name, run=run, settings=zephyr.settings)
+    found = (in_its_format(of_pairs, formats), suite, in_its_format(of_answers, unending))
+    return (*found, in_its_format(of_dialogue, formats)) if args.mt_bench else found
 
 
 def _tiny(args: Any) -> Scale:
@@ -237,21 +242,15 @@ def _tiny(args: Any) -> Scale:
     )
 
 
-def _chosen_methods(text: str, betas: dict[str, float]) -> list[str]:
-    names = [name for name in text.split("+") if name] or list(betas)
-    wrong = [name for name in names if name not in betas]
-    if wrong:
-        raise ConfigError(
-            [f"methods: got {n!r}, expected some of {'+'.join(betas)}.{did_you_mean(n, betas)}" for n in wrong]
-        )
-    return list(dict.fromkeys(names))
+JUDGED = {"benchmarks": "", "mt_bench": "", "judge": "", "judge_model": "gpt-4"}
+"""Arguments of what the full scale measures."""
 
 
-def _chosen_sizes(text: str, scale: Scale) -> list[int | None]:
-    words = [word for word in text.split("+") if word]
-    wrong = [word for word in words if word != "all" and not 0 < int(word if word.isdigit() else 0) < scale.all_pairs]
-    if wrong:
-        raise ConfigError(
-            [f"sizes: got {w!r}, expected a number below {scale.all_pairs}, or all (sizes=1000+all)." for w in wrong]
-        )
-    return [None if word == "all" else int(word) for word in dict.fromkeys(words)] or list(scale.sizes)
+def _problems(args: Any, all_pairs: int) -> Iterator[str]:
+    """All that is wrong with the arguments."""
+    yield from unknown("methods", args.methods, BETAS)
+    for word in words(args.sizes):
+        if word != "all" and not 0 < int(word if word.isdigit() else 0) < all_pairs:
+            yield f"sizes: got {word!r}, expected a number below {all_pairs}, or all (sizes=1000+all)."
+    yield from out_of_range(args)
+    yield from without_effect(args, {**JUDGED, **FULL_ONLY}, {"judge": "mt_bench", "judge_model": "judge"})

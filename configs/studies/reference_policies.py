@@ -15,10 +15,10 @@ Arguments, separated by commas; lists are joined by +:
   seeds=1               seeds of the order of the pairs; default 1 as in the paper, tiny 3
   starts=mistral-7b     default mistral-7b+tulu-2-7b+qwen2-1.5b; tiny has sft
   data=NAME             pairs; default allenai/ultrafeedback_binarized_cleaned
-  alpaca_eval=FILE      AlpacaEval 2's set with the baseline's outputs; without it it is not measured
+  alpaca_eval=FILE      AlpacaEval 2's set with the baseline's outputs, or a folder; without it it is not measured
   judge=URL             an OpenAI-compatible endpoint that judges it; without one only its outputs are written
   judge_model=NAME      its model; default gpt-4-1106-preview, the paper's
-  judge_prompt=FILE     what it is asked: alpaca_eval's alpaca_eval_clf.txt
+  judge_prompt=FILE     what it is asked: alpaca_eval's alpaca_eval_clf.txt; a judge needs it, here or in alpaca_eval=DIR
   weights=FILE          alpaca_eval's df_gamed.csv, for length-controlled win rates
   tensor=1, microbatches=1   full: mesh.tensor and train.microbatches of every run; they change no result
   world=DIR             tiny: where the generated world is
@@ -36,9 +36,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from arguments import FULL_ONLY, out_of_range, unknown, without_effect, words
+from chat_formats import in_its_format
+from published_references import BETAS, OTHER_BETAS, published
+
 from devices import laid_out
 from jaxalign.config_transport import parse_arg
-from jaxalign.errors import ConfigError, did_you_mean
+from jaxalign.errors import ConfigError, DataError
+from jaxalign.evaluation.alpaca_eval_files import find_files
 from jaxalign.evaluation.judge_settings import JudgeSettings
 from jaxalign.quickstart import stages as tiny
 from jaxalign.studies import measures
@@ -58,9 +63,6 @@ REFERENCES = {
     "mistral-v0.2": "mistralai/Mistral-7B-Instruct-v0.2",
     "llama-3-70b": "meta-llama/Meta-Llama-3-70B-Instruct",
 }
-BETAS = (0.1, 0.05, 0.02, 0.01, 0.005)
-OTHER_BETAS = (10.0, 1.0, 0.1, 0.01, 0.005)
-"""With other references."""
 PROBABILITY_BETAS = (1.0, 10.0, 100.0)
 BEST_BETA = 0.01
 TINY_BEST_BETA = 2.0
@@ -90,6 +92,8 @@ NOTES = (
     "tokens, loss on all of them): the paper says that its authors did so and not how.",
     "The DPO checkpoint that becomes a reference is that of beta 0.01 and seed 0.",
     "The paper judged with alpaca_eval 0.6 and 8 devices' batches; seeds are its one, or ours.",
+    "No revision of the hub's models and data sets is pinned: they are what the hub gives when they are first "
+    "downloaded.",
 )
 TINY_NOTES = (
     "Tiny scale: the models learn a generated world, so no number here says anything of language. The references are "
@@ -97,7 +101,6 @@ TINY_NOTES = (
     "it (another family, another tokenizer, a chatty style), and the start aligned by DPO at beta 2. Every seed makes "
     "all of them anew.",
 )
-SOURCE = "arXiv 2407.13709v2, table {}"
 
 
 class Scale(NamedTuple):
@@ -120,12 +123,13 @@ class Scale(NamedTuple):
 
 def get_study(arg: str | None = None) -> Study:
     args = parse_arg(
-        arg, scale=("full", "tiny"), part=PARTS, seeds=0, starts="", data=PAIRS, alpaca_eval="", judge="",
-        judge_model="gpt-4-1106-preview", judge_prompt="", weights="", tensor=1, microbatches=1,
+        arg, scale=("full", "tiny"), part=PARTS, seeds=0, starts="", data=PAIRS, **JUDGED, **FULL_ONLY,
         world="workdir/studies/world",
     )  # fmt: skip
+    if problems := list(_problems(args)):
+        raise ConfigError(problems)
     scale = _full(args) if args.scale == "full" else _tiny(args)
-    starts = _chosen(args.starts, scale.starts)
+    starts = tuple(words(args.starts)) or scale.starts
     if args.part == "objectives":
         starts = starts[:1]
     elif args.part == "references":
@@ -141,7 +145,7 @@ def get_study(arg: str | None = None) -> Study:
             stage = scale.align(start, objective, reference, beta, seed)
             trials.append(Trial(labels={**labels, "seed": seed}, model=stage))
     return Study(
-        name=f"reference-policies-{args.scale}" + ("" if args.part == "all" else f"-{args.part}"),
+        name=f"reference-policies-{args.scale}",  # of every part: their rows are one study's
         question=QUESTION,
         trials=tuple(trials),
         measures=scale.measures,
@@ -270,9 +274,9 @@ def _full(args: Any) -> Scale:
         references=references,
         seeds=1,
         measures=_full_measures(args),
-        headline="alpaca_eval/length_controlled_win_rate" if args.alpaca_eval else "held_out/ranking/accuracy",
+        headline=_headline(args),
         notes=NOTES if args.alpaca_eval else (*NOTES, "AlpacaEval is not measured: alpaca_eval= was not given."),
-        published=tuple(_published()),
+        published=tuple(published()),
         prepare=None,
     )
 
@@ -282,20 +286,27 @@ def _full_measures(args: Any) -> tuple[Measure, ...]:
         "train": [args.data], "eval": [args.data], "train_split": "train_prefs", "eval_split": "test_prefs",
         "max_length": 2048, "truncation": "drop", "on_bad": "drop",
     }  # fmt: skip
-    found = (
-        measures.held_out({"data": data, "method": {"name": "dpo"}}),
-        measures.token_shift({**data, "train_split": "test_prefs"}, against="start", min_count=100),
-        measures.generations(args.data, split="test_prefs", max_new_tokens=1024, chat=True),
-    )
-    if not args.alpaca_eval:
-        return found
-    judge = JudgeSettings(model=args.judge_model, base_url=args.judge) if args.judge else None
-    return (
-        *found,
-        measures.alpaca_eval(
-            args.alpaca_eval, judge, judge_prompt=args.judge_prompt or None, weights=args.weights or None
-        ),
-    )
+    pairs = {"data": data, "method": {"name": "dpo"}}
+
+    def of_pairs(chat_template: str | None = None) -> Measure:
+        return measures.held_out({**pairs, "model": {"chat_template": chat_template}}, always=True, values=True)
+
+    def of_tokens(**options: Any) -> Measure:
+        section = {**data, "train_split": "test_prefs"}
+        return measures.token_shift(section, against="start", min_count=100, **options)
+
+    def of_answers(**options: Any) -> Measure:
+        return measures.generations(args.data, split="test_prefs", max_new_tokens=1024, chat=True, **options)
+
+    def of_dialogue(**options: Any) -> Measure:
+        judge = JudgeSettings(model=args.judge_model, base_url=args.judge) if args.judge else None
+        files = {"judge_prompt": args.judge_prompt or None, "weights": args.weights or None}
+        return measures.alpaca_eval(args.alpaca_eval, judge, **files, **options)
+
+    # As they are on the hub these have other formats than their aligned rows, which export the paper's.
+    formats = {path: {"chat_template": template} for path, template in STARTS.values() if template}
+    kinds = (of_pairs, of_tokens, of_answers, *([of_dialogue] if args.alpaca_eval else []))
+    return tuple(in_its_format(kind, formats) for kind in kinds)
 
 
 def _tiny(args: Any) -> Scale:
@@ -326,70 +337,41 @@ def _tiny(args: Any) -> Scale:
     )
 
 
-def _chosen(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    names = [name for name in text.split("+") if name] or list(known)
-    if wrong := [name for name in names if name not in known]:
-        raise ConfigError(
-            [f"starts: got {n!r}, expected some of {'+'.join(known)}.{did_you_mean(n, known)}" for n in wrong]
+JUDGED = {
+    "alpaca_eval": "",
+    "judge": "",
+    "judge_model": "gpt-4-1106-preview",
+    "judge_prompt": "",
+    "weights": "",
+}
+"""Arguments of what the full scale measures."""
+
+
+def _problems(args: Any) -> Iterator[str]:
+    """All that is wrong with the arguments."""
+    yield from unknown("starts", args.starts, STARTS if args.scale == "full" else ("sft",))
+    yield from out_of_range(args)
+    needs = {"judge": "alpaca_eval", "judge_model": "judge", "judge_prompt": "judge", "weights": "judge"}
+    yield from without_effect(args, {"data": PAIRS, **JUDGED, **FULL_ONLY}, needs)
+    judged = args.scale == "full" and args.alpaca_eval and args.judge
+    if judged and not args.judge_prompt and "judge_prompt" not in _files(args):
+        yield (
+            "judge_prompt: missing, and judge= needs it, expected a file, such as alpaca_eval_clf.txt in "
+            "alpaca_eval's evaluators_configs/alpaca_eval_clf_gpt4_turbo."
         )
-    return tuple(dict.fromkeys(names))
 
 
-WIN_RATE = "AlpacaEval 2 length-controlled win rate, %"
-BY_REWARD = "ranking accuracy of the reward"
-BY_POLICY = "ranking accuracy of the policy"
-OURS = {
-    WIN_RATE: "alpaca_eval/length_controlled_win_rate",
-    BY_REWARD: "held_out/rewards/accuracies",
-    BY_POLICY: "held_out/ranking/accuracy",
-}
-TABLE_1 = {
-    "mistral-7b": (14.03, 13.29, 16.06, 16.25, 12.36),
-    "tulu-2-7b": (9.38, 9.96, 10.46, 7.86, None),
-}
-"""Of `BETAS`, DPO against itself."""
-SFT_ALONE = {"mistral-7b": 7.57, "tulu-2-7b": 8.50}
-TABLE_2 = {
-    "mistral-7b": ((0.718, 0.495), (0.744, 0.513), (0.746, 0.544), (0.751, 0.605), (0.766, 0.704)),
-    "tulu-2-7b": ((0.773, 0.462), (0.778, 0.483), (0.766, 0.536), (0.758, 0.605), (0.750, 0.680)),
-}
-"""Of `BETAS`: how often the reward, and the policy itself, ranks a pair right."""
-TABLE_4 = {
-    ("mistral-7b", "mistral-v0.2"): (18.74, 20.25, 19.58, 17.18, 15.34),
-    ("mistral-7b", "llama-3-70b"): (13.29, 9.59, 10.99, 15.37, 11.70),
-    ("tulu-2-7b", "mistral-v0.2"): (7.61, 7.85, None, None, None),
-    ("tulu-2-7b", "llama-3-70b"): (9.79, 11.17, 10.31, 9.16, 3.29),
-}
-"""Of `OTHER_BETAS`; None = degenerate."""
-TABLE_6 = (4.75, 5.00, 5.89, 4.91, 5.52, None)
-TABLE_7 = (15.20, 16.75, 14.99, 15.07, 14.80)
+def _files(args: Any) -> dict[str, Path]:
+    """The files of AlpacaEval that are there; what is missing of them the measure's own check tells."""
+    try:
+        return find_files(args.alpaca_eval)
+    except DataError:
+        return {}
 
 
-def _published() -> Iterator[Published]:
-    """The paper's numbers."""
-
-    def row(start: str, objective: str, reference: str, beta: float) -> dict[str, Any]:
-        return {"start": start, "method": "dpo", "objective": objective, "reference": reference, "beta": beta}
-
-    def number(labels: dict[str, Any], value: float | None, table: int, metric: str = WIN_RATE) -> Published:
-        return Published(labels=labels, metric=metric, value=value, source=SOURCE.format(table), ours=OURS[metric])
-
-    for start, values in TABLE_1.items():
-        yield number({"start": start, "method": "none"}, SFT_ALONE[start], 1)
-        for beta, value in zip(BETAS, values, strict=True):
-            yield number(row(start, "dpo", "self", beta), value, 1)
-    for start, pairs in TABLE_2.items():
-        for beta, (reward, policy) in zip(BETAS, pairs, strict=True):
-            yield number(row(start, "dpo", "self", beta), reward, 2, BY_REWARD)
-            yield number(row(start, "dpo", "self", beta), policy, 2, BY_POLICY)
-    yield number(row("mistral-7b", "probability", "none", 100.0), 12.84, 3)
-    yield number(row("mistral-7b", "likelihood", "prior", 0.01), 13.63, 3)
-    for (start, reference), values in TABLE_4.items():
-        for beta, value in zip(OTHER_BETAS, values, strict=True):
-            yield number(row(start, "dpo", reference, beta), value, 4)
-    yield number({"start": "mistral-v0.2", "method": "none"}, 20.55, 4)
-    yield number({"start": "qwen2-1.5b", "method": "none"}, 4.82, 6)
-    for beta, value in zip((*BETAS, 0.001), TABLE_6, strict=True):
-        yield number(row("qwen2-1.5b", "dpo", "self", beta), value, 6)
-    for beta, value in zip(OTHER_BETAS, TABLE_7, strict=True):
-        yield number(row("mistral-7b", "dpo", "dpo", beta), value, 7)
+def _headline(args: Any) -> str:
+    """The best that is measured: of outputs that nobody judges, nothing tells which are better."""
+    if not (args.alpaca_eval and args.judge):
+        return "held_out/ranking/accuracy"
+    controlled = args.weights or "weights" in _files(args)
+    return f"alpaca_eval/{'length_controlled_' if controlled else ''}win_rate"

@@ -8,13 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from jaxalign import build
 from jaxalign.config import from_dict
 from jaxalign.config_transport import load_study, read
 from jaxalign.data.chat import ChatTemplate
 from jaxalign.errors import ConfigError
+from jaxalign.evaluation.degeneration import MOST_UNENDED
+from jaxalign.evaluation.outcome import Outcome
 from jaxalign.models.config_json import parse_config
 from jaxalign.studies.cost.memory import sizes
-from jaxalign.studies.study import Stage
+from jaxalign.studies.study import Stage, Subject
 
 VARIANTS = "configs/studies/dpo_variants.py"
 REFERENCES = "configs/studies/reference_policies.py"
@@ -115,6 +118,85 @@ def test_wrong_subsets_are_told_with_what_there_is(study):
         study(REFERENCES, "part=betas")
 
 
+def problems_of(study, file, arg):
+    with pytest.raises(ConfigError) as failure:
+        study(file, arg)
+    return failure.value.problems
+
+
+def test_all_arguments_are_checked_at_once(study):
+    found = problems_of(study, VARIANTS, "methods=ktoo,sizes=0+x,seeds=-1,tensor=0,judge=http://localhost:1")
+    assert [problem.partition(":")[0] for problem in found] == ["methods", "sizes", "sizes", "seeds", "tensor", "judge"]
+    assert "changes nothing without mt_bench=" in found[-1]
+    found = problems_of(study, REFERENCES, "starts=x,seeds=-3,microbatches=-1,weights=w.csv,judge_prompt=p.txt")
+    names = [problem.partition(":")[0] for problem in found]
+    assert names == ["starts", "seeds", "microbatches", "judge_prompt", "weights"]
+    found = problems_of(study, REFERENCES, "scale=tiny,alpaca_eval=a.json,tensor=2,starts=mistral-7b")
+    assert [problem.partition(":")[0] for problem in found] == ["starts", "alpaca_eval", "tensor"]
+    assert "which scale=tiny does not read" in found[-1]
+
+
+def test_a_judge_needs_a_prompt_and_outputs_alone_are_no_headline(study, tmp_path):
+    data = tmp_path / "alpaca_eval_gpt4_baseline.json"
+    data.write_text("[]")
+    judge = "judge=http://localhost:1"
+    assert "judge_prompt: missing" in problems_of(study, REFERENCES, f"alpaca_eval={data},{judge}")[0]
+
+    def headline(arg):
+        return study(REFERENCES, arg).headline
+
+    assert headline("") == headline(f"alpaca_eval={data}") == "held_out/ranking/accuracy"
+    assert headline(f"alpaca_eval={data},{judge},judge_prompt=p.txt") == "alpaca_eval/win_rate"
+    controlled = "alpaca_eval/length_controlled_win_rate"
+    assert headline(f"alpaca_eval={data},{judge},judge_prompt=p.txt,weights=w.csv") == controlled
+    (tmp_path / "df_gamed.csv").write_text("")
+    (tmp_path / "alpaca_eval_clf.txt").write_text("")
+    assert headline(f"alpaca_eval={tmp_path},{judge}") == controlled
+
+
+@pytest.mark.parametrize("file", [VARIANTS, REFERENCES])
+def test_models_are_measured_in_the_format_in_which_they_are_aligned(file, study, tmp_path, monkeypatch):
+    """As they are on the hub, where the aligned ones export their format; and on the same pairs by the same method."""
+    full = study(file)
+    aligned = {}
+    for trial in full.trials:
+        if isinstance(trial.model, Stage) and "path" in trial.model.config["model"]:
+            model = trial.model.config["model"]
+            aligned[model["path"]] = model.get("chat_template")
+    starts = [t.model for t in full.trials if isinstance(t.model, str)]
+    asked = []
+
+    def generations(model, *_, **options):
+        asked.append((options["chat_template"], options["most_unended"]))
+        return Outcome(metrics={})
+
+    def check_data(config):
+        asked.append((config.model.chat_template, config.method.name))
+        raise InterruptedError
+
+    monkeypatch.setattr(build, "generations", generations)
+    monkeypatch.setattr(build, "check_data", check_data)
+    kinds = {measure.name: measure for measure in full.measures}
+    for start in (*starts, str(tmp_path)):
+        subject = Subject(model=start, out=tmp_path)
+        kinds["generations"].run(subject)
+        template, unended = asked.pop()
+        assert template == aligned.get(start)
+        assert unended == (1.0 if start == "mistralai/Mistral-7B-v0.1" else MOST_UNENDED)
+        with pytest.raises(InterruptedError):
+            kinds["held_out"].run(subject)
+        assert asked.pop() == (aligned.get(start), "dpo")
+    for measure in full.measures:
+        json.dumps(dict(measure.settings))
+        assert measure.name == "study1" or measure.settings["formats"]
+    held_out = dict(kinds["held_out"].settings)
+    assert (held_out["always"], held_out["values"]) == (True, True)
+
+
+def test_parts_are_one_study(study):
+    assert len({study(REFERENCES, f"part={part}").name for part in ("all", "beta", "objectives", "references")}) == 1
+
+
 def test_references_is_the_papers_grid(study):
     full = study(REFERENCES)
     aligned = [t for t in full.trials if t.labels["method"] == "dpo"]
@@ -144,10 +226,19 @@ def test_references_is_the_papers_grid(study):
 
 def test_published_numbers_stand_beside_rows(study):
     full = study(REFERENCES)
-    assert len(full.published) == 2 + 10 + 20 + 2 + 20 + 1 + 7 + 5
+    assert len(full.published) == (2 + 10) + (4 + 20) + (2 + 2 + 6) + (20 + 1) + 7 + 5
     for number in full.published:
         assert any(number.labels.items() <= t.labels.items() for t in full.trials), number
         assert number.source.startswith("arXiv 2407.13709v2, table ")
+    numbers = {
+        (n.labels.get("objective", n.labels["method"]), n.metric): n for n in full.published if "3" in n.source[-1]
+    }
+    lengths = {name: n.value for (name, metric), n in numbers.items() if "length" in metric}
+    assert lengths == {"none": 205.0, "dpo": 359.4, "probability": 744.5, "likelihood": 389.3}
+    assert {n.unit for n in full.published} == {"%", "share", "tokens"}
+    for number in full.published:
+        assert (number.unit == "share") == number.metric.startswith("ranking accuracy")
+        assert number.value is None or number.unit != "share" or 0 < number.value < 1
     best = {
         (n.labels["start"], n.labels["reference"]): n.value
         for n in sorted((n for n in full.published if n.value and "win rate" in n.metric), key=lambda n: n.value or 0)
