@@ -89,6 +89,15 @@ def test_paired_difference_of_a_setting(rows, results):
     assert one.value == pytest.approx(gaps.mean())
     assert one.paired == seeds_and_items(gaps)
     assert (one.seeds, one.items) == (2, 40)
+    single = [d for d in found if d.seeds == 1]
+    assert all(d.adjusted >= d.paired.p for d in found if d.seeds == 1)
+    assert len(single) < len(found)
+
+
+def test_a_table_is_corrected_by_holm():
+    rng = np.random.default_rng(2)
+    made = [row(name, 0, rng.normal(shift, 1, 30)) for name, shift in (("a", 0.0), ("b", 0.5), ("c", 0.9))]
+    found = by_setting(Results(made), "m/x", "method")
     assert [d.adjusted for d in found] == holm([d.paired.p for d in found if d.paired])
 
 

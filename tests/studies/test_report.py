@@ -358,14 +358,99 @@ def test_a_headline_without_direction(rows):
     assert "is neither good nor bad in itself, so no row is best" in text
 
 
-def test_a_compared_number(rows):
-    made = [row for row in copy.deepcopy(rows) if row["labels"].get("method") == "dpo"]
-    for row in made:
-        row["study"]["compare"] = "beta"
-        del row["labels"]["method"]
-    page = render(Results(made))
+def beta_study():
+    """Objectives and references at several betas, nothing of it luck: one is best at beta 1, another at 0.1."""
+    truth = {
+        ("dpo", "self"): {0.01: 40, 0.1: 60, 1.0: 100},
+        ("dpo", "better"): {0.01: 40, 0.1: 58, 1.0: 98},
+        ("probability", "none"): {0.01: 40, 0.1: 90, 1.0: 60},
+        None: {None: 50},
+    }
+    made = []
+    for kind, beta, right in [(kind, beta, n) for kind, found in truth.items() for beta, n in found.items()]:
+        for seed in (0, 1):
+            values = np.where(np.arange(120) < right, 1.0, 0.0)
+            values[np.random.default_rng((seed, right)).integers(0, 120, 4)] = 1.0
+            labels = {"start": "sft", "method": "none" if kind is None else "dpo", "seed": seed}
+            if kind is not None:
+                labels |= {"objective": kind[0], "reference": kind[1], "beta": beta}
+            exact = {"value": float(values.mean()), "n": 120, "values": values.tolist(), "higher_is_better": True}
+            ends = {
+                f"end/logp/{side}": {"value": -float(beta or 0) - x, "n": 9, "unit": "nats"}
+                for side, x in (("chosen", 0.5), ("rejected", 1.5))
+            }
+            kl = {"value": 3.0 / (beta or 1), "n": 120, "unit": "nats"}
+            results = {"answers": {"metrics": {"exact": exact, "kl": kl}}, "token_shift": {"metrics": ends}}
+            study = {"name": "s", "question": "?", "headline": "answers/exact", "compare": "beta"}
+            row = {"study": study, "row": str(len(made)), "labels": labels, "status": "done", "results": results}
+            made.append(row)
+    return made
+
+
+def test_a_compared_number_has_a_line_for_every_other_setting():
+    results = Results(beta_study())
+    page = render(results)
     Elements(page)
-    assert "<h3>Against beta</h3>" in page
+    curves = page.partition("<h3>Against beta</h3>")[2].partition("</figure>")[0]
+    assert curves.count('<div class="panel">') == 1
+    assert curves.count("<polyline") == 3
+    for words in ("dpo, self", "dpo, better", "probability, none"):
+        assert words in curves
+    text = text_of(page)
+    assert "With objective dpo, reference self, the highest is at beta 1 (" in text
+    assert "0.01, 0.1 and no beta are worse." in text
+    assert "With objective probability, reference none, the highest is at beta 0.1 (" in text
+    # An objective that is never seen with another's references is compared with it all the same.
+    assert "Between values of objective, reference" in text
+    assert "dpo, self \N{MINUS SIGN} probability, none" in text
+    assert "Differences between values of objective, reference" in markdown(results)
+
+
+def test_where_lower_is_better_the_answer_says_so():
+    made = beta_study()
+    for row in made:
+        row["results"]["answers"]["metrics"]["exact"]["higher_is_better"] = False
+    text = text_of(render(Results(made)))
+    assert "With objective dpo, reference self, the lowest is at beta 0.01 (" in text
+    assert "0.1, 1 and no beta are worse." in text
+
+
+def test_ends_are_averaged_over_numbers():
+    results = Results(beta_study())
+    section = text_of("</style>" + render(results).partition('<h2 id="ends">')[2].partition("</section>")[0])
+    assert "method dpo, objective dpo, reference self" in section
+    mean = -0.5 - (0.01 + 0.1 + 1.0) / 3
+    assert f"{mean:.2f}".replace("-", "\N{MINUS SIGN}") in section
+    assert "Means over beta and seeds" in section
+    assert "## End of answers" in markdown(results)
+
+
+def test_held_out_log_ratios_are_no_divergence():
+    made = beta_study()
+    for row in made:
+        row["results"]["held_out"] = {"metrics": {"kl/sequence": {"value": -9.0, "n": 9, "unit": "nats"}}}
+        del row["results"]["answers"]["metrics"]["kl"]
+    assert "Score against divergence" not in render(Results(made))
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "ours", "expected"),
+    [(0.718, "share", "share", "71.8 %"), (0.718, None, "share", "71.8 %"), (14.03, None, "share", "14.03 %"),
+     (14.03, "%", "share", "14.03 %"), (0.9, "%", "share", "0.9 %"), (7.25, None, "score", "7.25 score"),
+     (0.5, "%", None, "0.5 %"), (0.5, None, None, "0.5")],
+)  # fmt: skip
+def test_published_numbers_have_our_unit(value, unit, ours, expected):
+    made = beta_study()[-1:]
+    each = {"labels": {"method": "none"}, "metric": "m", "value": value, "source": "p"}
+    each |= {"unit": unit} if unit else {}
+    if ours:
+        made[0]["results"]["answers"]["metrics"]["exact"]["unit"] = ours
+        each["ours"] = "answers/exact"
+    made[0]["study"] = {**made[0]["study"], "published": [each]}
+    text = markdown(Results(made)).partition("## Published numbers")[2]
+    cells = next(line.split(" | ") for line in text.splitlines() if line.startswith("| method none"))
+    assert cells[2] == expected
+    assert (cells[3] != DASH) == bool(ours)
 
 
 def test_the_same_rows_give_the_same_page(rows, page):

@@ -192,7 +192,7 @@ def _curve(curve: Curve, across: Axis, up: Axis) -> list[str]:
             px, py = curve.points[i]
             note = curve.notes[i] if i < len(curve.notes) else f"{curve.name}: {short(px)}, {up.text(py)}"
             parts.append(mark(curve.style, a, b, note))
-            if curve.tags:
+            if curve.tags and curve.tags[i]:
                 parts.append(text("tick", a + 7, b - 7, curve.tags[i], "start"))
     return parts
 

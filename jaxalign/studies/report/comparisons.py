@@ -231,23 +231,25 @@ def corrected(differences: Sequence[Difference], contrasts: int) -> list[Differe
     """With Holm's correction over those that have a p.
 
     Two or three seeds that agree by luck make a pair look sure, and among many pairs some do: with two seeds, Holm's
-    correction of the pairs' own p-values lets every fourth study of ten equal settings claim a difference. So a p goes
-    into the correction as the larger of the pair's own and that with the seeds' variance pooled over the table.
+    correction of the pairs' own p-values lets a third of all studies of ten equal settings claim a difference. So with
+    several seeds the p that is corrected has the larger of two variances of seeds: the pair's own, and that of the
+    whole table. Its degrees of freedom are the table's, fewer where the pairs' variances are unequal (Satterthwaite).
 
     Args:
       differences: a table of them.
       contrasts: how many of them are independent of one another.
     """
     tested = [d for d in differences if d.paired is not None]
-    spread = [d for d in tested if d.by_seed is not None]
-    within = float(np.mean([d.seeds * (d.by_seed or 0.0) for d in spread])) if spread else 0.0
-    freedom = contrasts * float(np.mean([d.seeds - 1 for d in spread])) if spread else 0.0
+    spread = [d.seeds * d.by_seed for d in tested if d.by_seed is not None]
+    pooled = float(np.mean(spread)) if spread else 0.0
+    even = pooled**2 / float(np.mean(np.square(spread))) if pooled > 0 else 1.0
     p_values = []
     for d in tested:
         assert d.paired is not None
         p = d.paired.p
-        if d.by_seed is not None and len(spread) > 1:
-            p = max(p, by_components(d.value, within / d.seeds, freedom, d.by_item, d.items).p)
+        if d.by_seed is not None and pooled > 0 and contrasts > 1:
+            freedom = max(contrasts * even, 1.0) * (d.seeds - 1)
+            p = by_components(d.value, max(d.by_seed, pooled / d.seeds), freedom, d.by_item, d.items).p
         p_values.append(p)
     adjusted = iter(holm(p_values))
     return [replace(d, adjusted=None if d.paired is None else next(adjusted)) for d in differences]

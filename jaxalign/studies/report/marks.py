@@ -100,7 +100,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def _powers(low: float, high: float) -> tuple[float, ...]:
     powers = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
     inside = [power for power in powers if low * 0.999 <= power <= high * 1.001]
-    return tuple(inside[:: max(1, len(inside) // 5)]) if len(inside) > 1 else (low, high)
+    if len(inside) > 1:
+        return tuple(inside[:: max(1, len(inside) // 5)])
+    finer = [m * power for power in (powers[0] / 10, *powers) for m in (1, 2, 5)]
+    finer = [value for value in finer if low * 0.999 <= value <= high * 1.001]
+    return tuple(finer) if len(finer) > 1 else (low, high)
 
 
 def short(value: float) -> str:

@@ -27,6 +27,7 @@ from jaxalign.studies.report.tables import (
 from jaxalign.studies.report.training import training
 from jaxalign.studies.report.wording import (
     DASH,
+    EACH,
     answer,
     count,
     difference,
@@ -58,10 +59,11 @@ items the chance of training alone; the tables say which. Differences are paired
 every other label equal. Each table of differences is corrected for its number of comparisons by Holm's method,
 which keeps the chance of any false finding in one table at 5 %; reading several tables raises it. What differs from
 the best is corrected for all pairs of settings, because the best was found on the same numbers. A few seeds that
-agree by luck make a pair look sure; so the correction takes the larger of two p-values, one with the pair's own
-spread of seeds and one with that of its whole table. An interval of a difference is not corrected, so it may leave
-out zero where the corrected p does not fall below 0.05. Not being distinguishable is no proof of being equal. In
-each setting's mean, degenerate rows are left out, which flatters a setting that lost some."""
+agree by luck make a pair look sure; so with several seeds the p that is corrected takes the larger of two spreads
+of seeds, the pair's own and that of its whole table, with degrees of freedom of the table. An interval of a
+difference is not corrected, so it may leave out zero where the corrected p does not fall below 0.05. Not being
+distinguishable is no proof of being equal. In each setting's mean, degenerate rows are left out, which flatters a
+setting that lost some."""
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Report:
@@ -133,7 +135,12 @@ def render(results: Results) -> str:
 
 def _answer(results: Results) -> str:
     first, *rest = answer(results) or ["No row tells anything yet."]
-    return f'<div class="answer"><p><strong>{escape(first)}</strong> {escape(" ".join(rest))}</p></div>'
+    listed = [sentence for sentence in rest if sentence.startswith(EACH)]
+    before = rest[: rest.index(listed[0])] if listed else rest
+    after = rest[len(before) + len(listed) :]
+    inner = "".join(f"<li>{escape(sentence)}</li>" for sentence in listed)
+    more = f"<ul>{inner}</ul><p>{escape(' '.join(after))}</p>" if listed else ""
+    return f'<div class="answer"><p><strong>{escape(first)}</strong> {escape(" ".join(before))}</p>{more}</div>'
 
 
 def _facts(results: Results) -> str:

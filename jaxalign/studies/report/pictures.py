@@ -7,7 +7,7 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-from jaxalign.studies.report.charts import Curve, Dot, Level, Panel, dot_rows, grid, panels
+from jaxalign.studies.report.charts import TALL, WIDE, Curve, Dot, Level, Panel, dot_rows, grid, panels
 from jaxalign.studies.report.comparisons import Estimate, estimate
 from jaxalign.studies.report.marks import key
 from jaxalign.studies.report.page_tables import head, table
@@ -132,13 +132,15 @@ def _against_label(results: Results, label: str) -> str:
         log_x=log,
         share_y=unit == "share",
         marks_x=values if len(values) <= 8 else (),
+        names=len(drawn_lines) <= MOST_BANDS,
+        size=(520, 300) if drawn_lines and len(pictures) == 1 else (WIDE, TALL),
     )
     gone = f" No point for {count(lost, 'degenerate setting')}." if lost else ""
     levels = " Dashed: settings without this label." if any(panel.levels for panel in pictures) else ""
     reach = "bars, side by side," if crowded else "bands"
     caption = f"Means over seeds; {reach} are 95 % intervals.{levels}{gone}{_too_many(found)}"
     keys = key(drawn_lines) if drawn_lines else legend(results, [v for v in seen if v is not None])
-    return figure(drawn, escape(caption), keys)
+    return figure(_wide(drawn) if drawn_lines else drawn, escape(caption), keys)
 
 
 def _as_lines(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
@@ -222,10 +224,12 @@ def _frontier(results: Results, name: str) -> str:
             pairs = [(g, x, y) for g, x, y in pairs if x.value is not None and y.value is not None]
             if pairs:
                 seen[value] = None
-            # No divergence at all is the start itself: a level, which also a logarithmic axis can show.
-            for _, _, y in [each for each in pairs if each[1].value == 0]:
-                levels.append(_level(results, None if inner else value, y, short_setting(own[0].labels)))
-            pairs = [each for each in pairs if each[1].value != 0]
+            # No divergence at all is the start itself: a level, which also a logarithmic axis can show. Nor is a model
+            # without the compared number on any line: its divergence is from a reference of its own.
+            still = [each for each in pairs if each[1].value == 0 or (along and results.compare not in each[0].labels)]
+            for group, _, y in still[:3]:
+                levels.append(_level(results, None if inner else value, y, short_setting(group.labels)))
+            pairs = [each for each in pairs if each not in still]
             if not pairs:
                 continue
             unit = pairs[0][2].unit
@@ -236,7 +240,7 @@ def _frontier(results: Results, name: str) -> str:
                     name=label_text(value),
                     points=[(x.value or 0.0, y.value or 0.0) for _, x, y in pairs],
                     style=combined.get(str(value), "kn") if inner else "k0" if along else results.style(value),
-                    tags=[label_text(g.labels.get(numeric[0])) for g, _, _ in pairs] if along else (),
+                    tags=_end_tags([label_text(g.labels.get(numeric[0])) for g, _, _ in pairs]) if along else (),
                     band=[_reach(x.value, y) for _, x, y in pairs],
                     spans=True,
                     across=[(max(low, 0.0), high) for _, low, high in (_reach(0.0, x) for _, x, _ in pairs)],
@@ -263,13 +267,24 @@ def _frontier(results: Results, name: str) -> str:
         log_x=log,
         share_y=unit == "share",
         names=False,
+        size=(520, 300) if drawn_lines and len(pictures) == 1 else (WIDE, TALL),
     )
     order = f" Lines join neighbouring values of {numeric[0]}." if len(numeric) == 1 else ""
     bars = " Bars are 95 % intervals" + (" of the score." if crowded else ".")
     caption = f"{metric_name(name)}. Up and to the left is better: more score for less divergence.{order}{bars}"
     caption += _too_many(found)
     keys = key(drawn_lines) if along else legend(results, [v for v in seen if v is not None])
-    return figure(drawn, escape(caption), keys)
+    return figure(_wide(drawn) if drawn_lines else drawn, escape(caption), keys)
+
+
+def _end_tags(words: Sequence[str]) -> list[str]:
+    """Words at a line's ends: those of all points would cover one another."""
+    return [word if i in (0, len(words) - 1) else "" for i, word in enumerate(words)]
+
+
+def _wide(drawn: str) -> str:
+    """A single panel of many lines, larger."""
+    return drawn.replace('class="panels one"', 'class="panels wide"', 1)
 
 
 def _reach(x: float | None, found: Estimate) -> tuple[float, float, float]:

@@ -60,7 +60,7 @@ p { max-width: 74ch; }
 .eyebrow { color: var(--soft); font-size: .88rem; margin: 0 0 6px; }
 .answer { font-size: 1.06rem; line-height: 1.6; background: var(--card); border-radius: 10px; padding: 16px 20px;
   max-width: none; margin: 18px 0; }
-.answer p { margin: 0; max-width: 82ch; }
+.answer p { margin: 0; max-width: 82ch; } .answer ul { margin: 8px 0; padding-left: 22px; max-width: 82ch; }
 .facts { display: flex; flex-wrap: wrap; gap: 6px 28px; margin: 14px 0 4px; padding: 0; list-style: none; }
 .facts li { color: var(--soft); font-size: .9rem; }
 .facts b { color: var(--ink); font-variant-numeric: tabular-nums; }
@@ -98,6 +98,7 @@ svg text.label { fill: var(--ink); font-size: 12px; } svg text.name { font-size:
 .mark { stroke: var(--paper); stroke-width: 1; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 18px 22px; }
 .panels.one { grid-template-columns: minmax(0, 470px); }
+.panels.wide { grid-template-columns: minmax(0, 680px); }
 .panels.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 450px)); gap: 18px 40px; }
 .panels.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 235px), 1fr)); gap: 14px 18px; }
 .panel { min-width: 0; } .panel-title { font-size: .9rem; font-weight: 600; margin: 0 0 2px; }

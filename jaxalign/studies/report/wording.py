@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jaxalign.studies.report.comparisons import ITEMS, SEEDS, Difference, Estimate, best_of, estimate, over_settings
-from jaxalign.studies.report.results import SEED, Group, Results, degenerate
+from jaxalign.studies.report.comparisons import (
+    ITEMS,
+    SEEDS,
+    Difference,
+    Estimate,
+    best_of,
+    by_setting,
+    estimate,
+    over_settings,
+)
+from jaxalign.studies.report.results import SEED, Group, Results, canonical, degenerate
 from jaxalign.studies.study import Label
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -102,8 +111,69 @@ def answer(results: Results) -> list[str]:
     else:
         sentences += _best(results, groups, *found)
     if any(estimate(results, group, name).value is not None for group in groups):
-        sentences += _compared(results)
+        along = results.is_numeric(results.compare) and bool(by_setting(results, name, results.compare))
+        sentences += along_number(results) if along else _compared(results, results.compare)
+        if along and results.joint:
+            sentences += _compared(results.joined, results.joined.name_of(results.joint))
     return sentences + _cautions(results)
+
+
+EACH = "With "
+"""How sentences begin that tell of one setting each."""
+MOST_LINES = 6
+"""Settings of the other labels of which the answer tells where along a compared number they are best."""
+
+
+def along_number(results: Results) -> list[str]:
+    """Where along a compared number each setting of the other labels is best, and which numbers are worse there.
+
+    The differences are those of the table that compares all pairs of numbers in every setting, so finding the best on
+    the same rows is allowed for.
+    """
+    name, label = results.headline, results.compare
+    higher = results.higher_is_better
+    if higher is None:
+        return _compared(results, label)
+    gaps = by_setting(results, name, label)
+    sentences = []
+    parts: dict[str, list[Group]] = {}
+    for group in results.groups:
+        if group.protocol == 0 and label in group.labels and estimate(results, group, name).value is not None:
+            rest = {n: v for n, v in group.labels.items() if n in results.free}
+            parts.setdefault(canonical(rest), []).append(group)
+    for groups in list(parts.values())[:MOST_LINES]:
+        best = (max if higher else min)(groups, key=lambda g: estimate(results, g, name).value or 0.0)
+        where = {n: v for n, v in best.labels.items() if n in results.varies(results.groups) and n != label}
+        told: dict[str, list[str]] = {}
+        for other in [*results.values(label), f"no {label}"]:
+            ends = {best.labels[label], other}
+            gap = next((d for d in gaps if {d.first, d.second} == ends and _within(d, best)), None)
+            if gap is None or other == best.labels[label] or gap.adjusted is None:
+                continue
+            words = other if other == f"no {label}" else label_text(other)
+            ahead = ((gap.value > 0) == (gap.first == best.labels[label])) is higher
+            kind = ("worse" if ahead else "better") if gap.holds else "alike"
+            told.setdefault(kind, []).append(str(words))
+        top = estimate(results, best, name)
+        said = [f"{_listed(told[k])} {_are(told[k])} {k}" for k in ("worse", "better") if k in told]
+        said += [f"{_listed(told[k])} cannot be told from it" for k in ("alike",) if k in told]
+        with_ = f"{EACH}{setting(where)}, the" if where else "The"
+        best_text = f"{number(top.value or 0.0, top.unit)} {unit_name(top.unit)}".rstrip()
+        sentences.append(
+            f"{with_} {'highest' if higher else 'lowest'} is at {label} {label_text(best.labels[label])} ({best_text})"
+            + (f": {'; '.join(said)}." if said else ".")
+        )
+    if len(parts) > MOST_LINES:
+        sentences.append(f"{len(parts) - MOST_LINES} more settings are in the tables.")
+    return sentences
+
+
+def _within(found: Difference, group: Group) -> bool:
+    return all(group.labels.get(name) == value for name, value in (found.context or {}).items())
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _best(results: Results, groups: Sequence[Group], best: Group, others: Mapping[int, Difference | None]) -> list[str]:
@@ -112,8 +182,9 @@ def _best(results: Results, groups: Sequence[Group], best: Group, others: Mappin
     assert top.value is not None
     value = measured(top.value, top.low, top.high, top.unit)
     highest = "highest" if results.higher_is_better else "lowest"
+    where = setting(results.telling(best.labels)) or "the only setting"
     sentences = [
-        f"The {highest} {metric_name(name)} is {value}, of {setting(best.labels) or 'the only setting'} "
+        f"The {highest} {metric_name(name)} is {value}, of {where} "
         f"({count(top.seeds, 'row')}, {count(top.items, 'item')} each)."
     ]
     if top.low is None:
@@ -138,8 +209,7 @@ def _best(results: Results, groups: Sequence[Group], best: Group, others: Mappin
     return sentences
 
 
-def _compared(results: Results) -> list[str]:
-    label = results.compare
+def _compared(results: Results, label: str) -> list[str]:
     pairs = over_settings(results, results.headline, label)
     unit = results.metrics.get(results.headline, {}).get("unit", "share")
     tested = [d for d in pairs if d.adjusted is not None]
@@ -153,7 +223,9 @@ def _compared(results: Results) -> list[str]:
             f"Between values of {label}, everything else equal, no difference holds after correction for "
             f"{count(len(tested), 'comparison')}; that does not show them to be equal."
         ]
-    shown = "; ".join(f"{pair(d)}: {difference(d, unit)}" for d in holding[:4])
+    uneven = len({d.settings for d in tested}) > 1
+    of = {id(d): f" over {count(d.settings, 'setting')}" if uneven else "" for d in holding}
+    shown = "; ".join(f"{pair(d)}: {difference(d, unit)}{of[id(d)]}" for d in holding[:4])
     rest = len(tested) - len(holding)
     more = f" and {len(holding) - 4} more" if len(holding) > 4 else ""
     tail = f"; the other {rest} {'does' if rest == 1 else 'do'} not" if rest else ""
