@@ -18,7 +18,7 @@ from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.models.huggingface import read_config, save_pretrained
 from jaxalign.models.policy import build_policy
-from jaxalign.quickstart import program, questions, settings, stages, worlds
+from jaxalign.quickstart import likelihoods, program, questions, settings, stages, worlds
 from jaxalign.quickstart.study import quickstart_study
 from jaxalign.sampling.engine import Completion
 from jaxalign.studies.study import Stage, Subject
@@ -157,8 +157,42 @@ def test_a_model_does_not_drift_from_itself_and_ranks_as_by_hand(world, model, t
     assert same.metrics["exact"].n == SIZES["questions"]
     assert same.metrics["ranking"].values == other.metrics["ranking"].values
     assert same.metrics["reward_ranking"].value == 0
+    # Of given text: true of a model that writes nonsense, too.
+    assert {name for name, metric in same.metrics.items() if metric.of_given_text} == {"ranking", "reward_ranking"}
     assert sum(entry["n"] for entry in same.details["exact by task"].values()) == SIZES["questions"]
     assert len((tmp_path / "0" / "answers.jsonl").read_text().splitlines()) == SIZES["questions"]
+
+
+def test_answers_are_scored_as_one_at_a_time(world):
+    policy = build_policy(read_config(world / "start"), dtype="float32")
+    variables = policy.init(jax.random.key(5))
+    rng = np.random.default_rng(0)
+    count = policy.config.vocab_size
+    sizes = [(9, 4, 1), (3, 2, 7), (12, 5, 5)]
+    examples = [tuple(rng.integers(1, count, size).tolist() for size in each) for each in sizes]
+    found = likelihoods.Scorer(policy)(variables, examples)
+    assert found.shape == (3, 2)
+    for example, logps in zip(examples, found, strict=True):
+        for completion, logp in zip(example[1:], logps, strict=True):
+            tokens = np.zeros((1, 17), np.int32)
+            tokens[0, : len(example[0]) + len(completion)] = [*example[0], *completion]
+            scores = np.asarray(jax.nn.log_softmax(policy.logits(variables, tokens)[0]), np.float64)
+            places = len(example[0]) - 1 + np.arange(len(completion))
+            assert logp == pytest.approx(scores[places, completion].sum(), abs=1e-4)
+
+
+def test_the_measure_is_known_by_its_files_contents(tmp_path):
+    """Not by their places: another world's questions in the same place are another measure."""
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    early = questions.answers(one)
+    one.write_text("{}\n")
+    two.write_text("{}\n")
+    assert dict(early.settings) == dict(questions.answers(two).settings)
+    assert str(tmp_path) not in json.dumps(dict(early.settings))
+    before = dict(early.settings)
+    one.write_text('{"prompt": 1}\n')
+    assert dict(questions.answers(one).settings) != before
+    assert dict(questions.answers(two, two).settings) != dict(questions.answers(two).settings)
 
 
 def test_an_answer_that_never_ends_is_not_exact(world, model, monkeypatch):

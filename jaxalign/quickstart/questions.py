@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jaxalign.data.prompts import encode_prompts, end_token_ids
 from jaxalign.data.synthetic import TASK_NAMES, check
@@ -21,16 +17,17 @@ from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.evaluation.degeneration import degeneration
 from jaxalign.evaluation.outcome import Metric, Outcome
 from jaxalign.evaluation.text_statistics import Answer
+from jaxalign.files import file_hash
 from jaxalign.models.huggingface import load_policy
 from jaxalign.models.policy import Policy
+from jaxalign.quickstart.likelihoods import Scorer, rankings
 from jaxalign.sampling.engine import Completion, sample
+from jaxalign.studies.measure_settings import Settings
 from jaxalign.studies.study import Measure, Subject
 from jaxalign.types import Variables
 
 MAX_NEW_TOKENS = 16
 """The longest answer of the crowd has 9 tokens."""
-WIDTH = 32 + MAX_NEW_TOKENS
-"""Tokens of a row that is scored: one shape for all, so one program."""
 BATCH_SIZE = 128
 
 Ids = Sequence[int]
@@ -82,7 +79,8 @@ def answers(questions: str | Path, pairs: str | Path | None = None, *, seed: int
       pairs: a world's ``eval_pairs.jsonl``; None: no rankings.
       seed: of the sampling, beside that of the subject.
     """
-    settings = {"questions": str(questions), "pairs": str(pairs or ""), "seed": seed, "max_new_tokens": MAX_NEW_TOKENS}
+    files = {"questions": str(questions), "pairs": str(pairs) if pairs else None}
+    settings = Settings({"seed": seed, "max_new_tokens": MAX_NEW_TOKENS}, files)
 
     def run(subject: Subject) -> Outcome:
         return measure(subject, Path(questions), Path(pairs) if pairs else None, seed=seed + subject.seed)
@@ -108,13 +106,14 @@ def measure(subject: Subject, questions_file: Path, pairs_file: Path | None, *, 
         "sampled/right": _share(drawn.right),
         "sampled/length": _mean([len(c.tokens) for c in drawn.completions], unit="tokens"),
     }
+    scorer = Scorer(policy)
     if weights is not None:
-        prompts = [question.tokens for question in questions]
-        before = log_probabilities(policy, weights, prompts, [c.tokens for c in drawn.completions])
+        answered = [(question.tokens, c.tokens) for question, c in zip(questions, drawn.completions, strict=True)]
+        before = scorer(weights, answered)[:, 0]
         own = np.array([sum(completion.logps) for completion in drawn.completions])
         metrics["kl"] = _mean(own - before, unit="nats")
     if pairs_file is not None:
-        metrics |= rankings(policy, variables, weights, read_pairs(pairs_file, tokenizer))
+        metrics |= rankings(scorer, variables, weights, read_pairs(pairs_file, tokenizer))
     subject.out.mkdir(parents=True, exist_ok=True)
     with (subject.out / "answers.jsonl").open("w", encoding="utf-8") as file:
         for index, question in enumerate(questions):
@@ -123,8 +122,8 @@ def measure(subject: Subject, questions_file: Path, pairs_file: Path | None, *, 
     return Outcome(
         metrics=metrics,
         protocol={
-            "questions": _hash(questions_file),
-            "pairs": _hash(pairs_file) if pairs_file else None,
+            "questions": file_hash(questions_file)[:16],
+            "pairs": file_hash(pairs_file)[:16] if pairs_file else None,
             "max_new_tokens": MAX_NEW_TOKENS,
             "seed": seed,
         },
@@ -208,51 +207,6 @@ def ask(
     )
 
 
-def rankings(
-    policy: Policy, variables: Variables, start: Variables | None, pairs: Sequence[tuple[Ids, Ids, Ids]]
-) -> dict[str, Metric]:
-    """Share of pairs that the model, and its change since the start, rank as the judge did."""
-    prompts = [prompt for prompt, _, _ in pairs]
-
-    def margins(weights: Variables) -> np.ndarray:
-        chosen, rejected = (
-            log_probabilities(policy, weights, prompts, [pair[side] for pair in pairs]) for side in (1, 2)
-        )
-        return chosen - rejected
-
-    own = margins(variables)
-    metrics = {"ranking": _share(own > 0)}
-    if start is not None:
-        metrics["reward_ranking"] = _share(own - margins(start) > 0)
-    return metrics
-
-
-def log_probabilities(
-    policy: Policy, variables: Variables, prompts: Sequence[Ids], completions: Sequence[Ids]
-) -> np.ndarray:
-    """Log-probability of each completion after its prompt, in nats, ``[n]``."""
-    count = len(prompts)
-    # Every slice has the same shape: absent rows stay empty and are cut off again.
-    tokens = np.zeros((count + -count % BATCH_SIZE, WIDTH), np.int32)
-    scored = np.zeros(tokens.shape, bool)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        start, end = len(prompt), len(prompt) + len(completion)
-        tokens[row, :end] = (*prompt, *completion)
-        scored[row, start:end] = True
-
-    @jax.jit
-    def sums(variables: Variables, tokens: Array, scored: Array) -> Array:
-        logps = jax.nn.log_softmax(policy.logits(variables, tokens)[:, :-1])
-        logps = jnp.take_along_axis(logps, tokens[:, 1:, None], axis=-1)[..., 0]
-        return jnp.where(scored[:, 1:], logps, 0.0).sum(axis=-1)
-
-    parts = [
-        sums(variables, tokens[start : start + BATCH_SIZE], scored[start : start + BATCH_SIZE])
-        for start in range(0, len(tokens), BATCH_SIZE)
-    ]
-    return np.concatenate([np.asarray(part) for part in parts])[:count].astype(np.float64)
-
-
 def examples(questions: Sequence[Question], said: Said) -> list[dict[str, Any]]:
     """The first question of each task with its answer: not selected by how it went."""
     rows = []
@@ -285,10 +239,6 @@ def by_task(questions: Sequence[Question], said: Said) -> dict[str, dict[str, fl
 
 def _rows(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _share(flags: np.ndarray) -> Metric:
