@@ -138,7 +138,7 @@ def _task_metrics(found: Mapping[str, Any], task: str) -> dict[str, Metric]:
         rows = sorted((row for row in found["samples"][task] if row["filter"] == way), key=lambda row: row["doc_id"])
         values = [row.get(name) for row in rows]
         plain = bool(values) and all(isinstance(v, (bool, int, float, np.number)) for v in values)
-        numbers = _compact([float(v) for v in values]) if plain else None  # type: ignore[arg-type]
+        numbers = _compact([float(v) for v in values]) if plain else None
         if numbers is not None and not math.isclose(sum(numbers) / len(numbers), value, rel_tol=1e-6, abs_tol=1e-9):
             numbers = None  # some other aggregate than the mean
         spread = found["results"][task].get(f"{name}_stderr,{way}")
