@@ -7,6 +7,7 @@ figure 3, which averages over beta.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from html import escape
 from typing import NamedTuple
 
@@ -57,10 +58,17 @@ def _lines(results: Results, measure: str) -> list[_Line]:
     found = []
     for labels, groups in families.values():
         means = {name: mean_over(results, groups, f"{measure}/{name}") for name in COLUMNS}
-        values = {name: mean for name, mean in means.items() if mean is not None}
+        values = {name: _possible(mean, name) for name, mean in means.items() if mean is not None}
         if values:
             found.append(_Line(labels, values, max(mean.settings for mean in values.values())))
     return found
+
+
+def _possible(found: Difference, name: str) -> Difference:
+    """A log-probability's interval ends at 0."""
+    if found.paired is None or "logp" not in name:
+        return found
+    return replace(found, paired=found.paired._replace(high=min(found.paired.high, 0.0)))
 
 
 def _measures(results: Results) -> list[str]:
@@ -121,6 +129,12 @@ def _cell(found: Difference | None, name: str) -> str:
     return f"{value} <small>{reach}</small>" if reach else value
 
 
+def _telling(line: _Line, lines: list[_Line]) -> Mapping[str, Label]:
+    """The line's labels without those that are the same in all lines that have these labels at all."""
+    kin = [other.labels for other in lines if other.labels.keys() == line.labels.keys()]
+    return {n: v for n, v in line.labels.items() if len({other[n] for other in kin}) > 1} or line.labels
+
+
 def _drawn(lines: list[_Line]) -> str:
     parts = []
     pictures = (
@@ -130,7 +144,7 @@ def _drawn(lines: list[_Line]) -> str:
     for title, styles, keys, x in pictures:
         rows = {}
         for line in lines[:MOST]:
-            name = short_setting(line.labels) or "all"
+            name = short_setting(_telling(line, lines)) or "all"
             dots = []
             for metric, style in styles.items():
                 found = line.values.get(metric)

@@ -85,7 +85,7 @@ def head(words: str, kind: str = "") -> str:
 def label_cells(results: Results, labels: Mapping[str, Label]) -> str:
     """A setting's labels, the compared one with its mark, as the cells that begin a row."""
     cells = []
-    for i, name in enumerate(results.labels):
+    for i, name in enumerate(results.columns):
         value = labels.get(name)
         sign = swatch(results, value) if name == results.compare and value is not None else ""
         start, end = ('<th scope="row">', "</th>") if i == 0 else ('<td class="label">', "</td>")
@@ -95,7 +95,7 @@ def label_cells(results: Results, labels: Mapping[str, Label]) -> str:
 
 def label_heads(results: Results) -> list[str]:
     """Names of the columns of `label_cells`."""
-    return [head(name, "label") for name in results.labels] or [head("setting", "label")]
+    return [head(name, "label") for name in results.columns] or [head("setting", "label")]
 
 
 def headline_tables(results: Results) -> str:
@@ -135,7 +135,7 @@ def _headline_row(results: Results, line: Line, scale: Axis | None) -> str:
     picture = "" if found.value is None or scale is None else forest(found.value, found.low, found.high, scale, style)
     tags = {
         BEST: '<span class="tag best">★ best</span>',
-        ALIKE: f'<span class="tag">≈ not distinguishable, p {p_of(line.difference)}</span>',
+        ALIKE: f'<span class="tag">≈ p {p_of(line.difference)}</span>',
         APART: f'<span class="tag apart">differs, p {p_of(line.difference)}</span>',
     }
     tag = tags.get(line.verdict, f'<span class="tag">{escape(line.verdict)}</span>' if line.verdict else "")

@@ -136,7 +136,8 @@ def _against_label(results: Results, label: str) -> str:
         size=(520, 300) if drawn_lines and len(pictures) == 1 else (WIDE, TALL),
     )
     gone = f" No point for {count(lost, 'degenerate setting')}." if lost else ""
-    levels = " Dashed: settings without this label." if any(panel.levels for panel in pictures) else ""
+    names = dict.fromkeys(level.name for panel in pictures for level in panel.levels)
+    levels = f" Dashed, without {label}: {'; '.join(names)}." if names else ""
     reach = "bars, side by side," if crowded else "bands"
     caption = f"Means over seeds; {reach} are 95 % intervals.{levels}{gone}{_too_many(found)}"
     keys = key(drawn_lines) if drawn_lines else legend(results, [v for v in seen if v is not None])
@@ -270,6 +271,7 @@ def _frontier(results: Results, name: str) -> str:
         size=(520, 300) if drawn_lines and len(pictures) == 1 else (WIDE, TALL),
     )
     order = f" Lines join neighbouring values of {numeric[0]}." if len(numeric) == 1 else ""
+    order += f" The largest {numeric[0]} of each is named." if along else ""
     bars = " Bars are 95 % intervals" + (" of the score." if crowded else ".")
     caption = f"{metric_name(name)}. Up and to the left is better: more score for less divergence.{order}{bars}"
     caption += _too_many(found)
@@ -278,8 +280,8 @@ def _frontier(results: Results, name: str) -> str:
 
 
 def _end_tags(words: Sequence[str]) -> list[str]:
-    """Words at a line's ends: those of all points would cover one another."""
-    return [word if i in (0, len(words) - 1) else "" for i, word in enumerate(words)]
+    """A word at a line's last point: those of all would cover one another."""
+    return [word if i == len(words) - 1 else "" for i, word in enumerate(words)]
 
 
 def _wide(drawn: str) -> str:

@@ -118,6 +118,12 @@ class Results:
         return tuple(sorted(names, key=lambda name: name != self.compare))
 
     @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The labels that not all rows have alike; all where none is left."""
+        found = [n for n in self.labels if len({canonical(row["labels"].get(n)) for row in self.rows}) > 1]
+        return tuple(found) or self.labels
+
+    @cached_property
     def optional(self) -> tuple[str, ...]:
         """Labels, no numbers, that some rows of a compared value have and others lack: lacking it is then a value too.
 
