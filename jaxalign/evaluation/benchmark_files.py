@@ -200,7 +200,12 @@ class BenchmarkFolder:
                 found[split] = str(self._write(name, subset, split, rows))
         return found
 
-    def _data_folder(self, name: str) -> Path:
+    def data_folder(self, name: str) -> Path:
+        """Where a data set lies.
+
+        Raises:
+          DataError: nowhere.
+        """
         names = DATA[name].folders
         for candidate in (*names, *(n.replace("-", "_") for n in names), *(f"bench-{n}" for n in names)):
             if (self.folder / candidate).is_dir():
@@ -213,7 +218,7 @@ class BenchmarkFolder:
         )
 
     def _split_file(self, name: str, split: str, subset: str | None = None, missing_is_fine: bool = False) -> Any:
-        folder = self._data_folder(name)
+        folder = self.data_folder(name)
         stems = (*((subset,) if subset else ()), *DATA[name].files.get(split, ()), *SPLITS[split])
         for home in (folder / subset, folder) if subset else (folder,):
             for stem in stems:

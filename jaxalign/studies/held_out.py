@@ -15,7 +15,9 @@ from jaxalign.config import RunConfig, from_dict, to_dict
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.outcome import Metric, Outcome
 from jaxalign.methods import Layout, get_method
+from jaxalign.studies.measure_checks import checks, of_configuration
 from jaxalign.studies.measure_settings import configuration_settings
+from jaxalign.studies.measure_work import of_held_out
 from jaxalign.studies.study import Measure, Subject
 from jaxalign.training.metrics import read_metrics
 
@@ -55,7 +57,13 @@ def held_out(
             )
         return _evaluated(subject, tree, values)
 
-    return Measure(name="held_out", run=run, settings=configuration_settings(tree or {}, always=always, values=values))
+    return Measure(
+        name="held_out",
+        run=run,
+        settings=configuration_settings(tree or {}, always=always, values=values),
+        check=lambda: checks(of_configuration(tree or {})),
+        work=of_held_out(tree, always=always, values=values),
+    )
 
 
 def _recorded(subject: Subject, config: RunConfig) -> Outcome:

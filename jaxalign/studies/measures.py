@@ -11,16 +11,20 @@ from jaxalign import build
 from jaxalign.config import from_dict, to_dict
 from jaxalign.errors import ConfigError
 from jaxalign.evaluation.degeneration import MOST_UNENDED
-from jaxalign.evaluation.judge_settings import JudgeSettings
 from jaxalign.evaluation.outcome import Outcome
 from jaxalign.evaluation.suites import get_suite
 from jaxalign.evaluation.token_shift import MIN_COUNT, TOP
+from jaxalign.studies import measure_checks as check
+from jaxalign.studies import measure_work as work
 from jaxalign.studies.held_out import held_out
+from jaxalign.studies.judged_measures import alpaca_eval, mt_bench
 from jaxalign.studies.measure_settings import Settings
 from jaxalign.studies.study import Measure, Subject
 
 __all__ = ["alpaca_eval", "generations", "held_out", "mt_bench", "suite", "token_shift"]
 
+ROLES = (None, "reference", "start")
+"""Of the model that a model is compared with; anything else is its folder or hub id."""
 Data = str | Path | Sequence[str | Path]
 """A file, folder, glob or data set's name, or several."""
 
@@ -98,7 +102,18 @@ def generations(
         return dataclasses.replace(outcome, protocol={**outcome.protocol, "against": against})
 
     files = {"prompts": _texts(prompts), "chat_template": chat_template}
-    return Measure(name=name, run=run, settings=_settings(settings, against, files))
+    named = None if against in ROLES else against
+    return Measure(
+        name=name,
+        run=run,
+        settings=_settings(settings, against, files),
+        check=lambda: check.checks(
+            check.of_data("prompts", _texts(prompts)),
+            check.of_template("chat_template", chat_template),
+            check.of_model("against", named),
+        ),
+        work=work.of_answers(_texts(prompts), split, count, max_new_tokens, batch_size, 0 if against is None else 2),
+    )
 
 
 def token_shift(
@@ -161,7 +176,17 @@ def token_shift(
 
     own = {} if section is None else {f"data.{key}": value for key, value in section.items()}
     files = {"data.train": own.pop("data.train", None), "chat_template": chat_template}
-    return Measure(name=name, run=run, settings=_settings({**settings, **own}, against, files))
+    return Measure(
+        name=name,
+        run=run,
+        settings=_settings({**settings, **own}, against, files),
+        check=lambda: check.checks(
+            check.of_configuration({"data": section or {}}),
+            check.of_template("chat_template", chat_template),
+            check.of_model("against", None if against in ROLES else against),
+        ),
+        work=work.of_examples(section or {}, 2, count),
+    )
 
 
 def suite(
@@ -225,129 +250,14 @@ def suite(
         "dtype": dtype,
     }
     files = {"folder": None if folder is None else str(folder)}
-    return Measure(name=name or suite, run=run, settings=Settings(settings, files))
-
-
-def mt_bench(
-    folder: str | Path,
-    judge: JudgeSettings | None = None,
-    *,
-    pairwise: str | Path | None = None,
-    chat_template: str | None = None,
-    max_new_tokens: int = 1024,
-    repeats: int = 1,
-    reference: str = "gpt-4",
-    limit: int | None = None,
-    batch_size: int = 16,
-    dtype: str = "bfloat16",
-    name: str = "mt_bench",
-) -> Measure:
-    """MT-Bench. The arguments are those of `jaxalign.build.judged.mt_bench`.
-
-    Args:
-      folder: FastChat's files.
-      judge: who scores; None = answers only.
-      pairwise: FastChat's file of another model's answers to compare with.
-      chat_template: path, text, or ``chatml``; None = each model's own.
-      max_new_tokens: most tokens of an answer.
-      repeats: how often each judgment is asked.
-      reference: whose reference answers.
-      limit: only so many questions of each category.
-      batch_size: conversations decoded together.
-      dtype: of the arithmetic.
-      name: of the measure, where a study has several of these.
-    """
-    options = {
-        "chat_template": chat_template,
-        "max_new_tokens": max_new_tokens,
-        "repeats": repeats,
-        "reference": reference,
-        "limit": limit,
-        "dtype": dtype,
-    }
-
-    def run(subject: Subject) -> Outcome:
-        from jaxalign.build import judged
-
-        return judged.mt_bench(
-            subject.model,
-            folder,
-            subject.out,
-            judge=judge,
-            pairwise=pairwise,
-            seed=subject.seed,
-            batch_size=batch_size,
-            **options,
-        )
-
-    files = {"folder": folder, "pairwise": pairwise}
-    return Measure(name=name, run=run, settings=_judged_settings(options, judge, files))
-
-
-def alpaca_eval(
-    data: str | Path,
-    judge: JudgeSettings | None = None,
-    *,
-    judge_prompt: str | Path | None = None,
-    weights: str | Path | None = None,
-    chat_template: str | None = None,
-    max_new_tokens: int = 2048,
-    temperature: float = 0.7,
-    limit: int | None = None,
-    batch_size: int = 16,
-    dtype: str = "bfloat16",
-    name: str = "alpaca_eval",
-) -> Measure:
-    """AlpacaEval 2. The arguments are those of `jaxalign.build.judged.alpaca_eval`.
-
-    Args:
-      data: the evaluation set with the baseline's outputs.
-      judge: who compares; None = outputs only.
-      judge_prompt: what it is asked.
-      weights: alpaca_eval's ``df_gamed.csv`` for the length-controlled win rate; None = it is not computed.
-      chat_template: path, text, or ``chatml``; None = each model's own.
-      max_new_tokens: most tokens of an output.
-      temperature: of sampling.
-      limit: only the first instructions.
-      batch_size: conversations decoded together.
-      dtype: of the arithmetic.
-      name: of the measure, where a study has several of these.
-    """
-    options = {
-        "chat_template": chat_template,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "limit": limit,
-        "dtype": dtype,
-    }
-
-    def run(subject: Subject) -> Outcome:
-        from jaxalign.build import judged
-
-        return judged.alpaca_eval(
-            subject.model,
-            data,
-            subject.out,
-            judge=judge,
-            judge_prompt=judge_prompt,
-            weights=weights,
-            seed=subject.seed,
-            batch_size=batch_size,
-            **options,
-        )
-
-    files = {"data": data, "judge_prompt": judge_prompt, "weights": weights}
-    return Measure(name=name, run=run, settings=_judged_settings(options, judge, files))
-
-
-def _judged_settings(
-    options: Mapping[str, Any], judge: JudgeSettings | None, files: Mapping[str, str | Path | None]
-) -> Settings:
-    """The settings of a measure with a judge: who it is and where, not how hard it is pressed."""
-    who = None if judge is None else {"model": judge.model, "url": judge.url}
-    values = {key: value for key, value in options.items() if key != "chat_template"}
-    named = {key: None if path is None else str(path) for key, path in files.items()}
-    return Settings({**values, "judge": who}, {**named, "chat_template": options["chat_template"]})
+    tasks = [each["task"] for each in benchmarks]
+    return Measure(
+        name=name or suite,
+        run=run,
+        settings=Settings(settings, files),
+        check=lambda: check.checks(check.of_benchmarks(files["folder"], tasks)),
+        work=work.of_suite(suite, limit, shots, batch_size),
+    )
 
 
 def _other(subject: Subject, against: str | None) -> str | None:
@@ -361,7 +271,7 @@ def _other(subject: Subject, against: str | None) -> str | None:
 
 def _settings(values: Mapping[str, Any], against: str | None, files: Mapping[str, Any]) -> Settings:
     """The settings of a measure that compares models: a role stands for itself, a model for its content."""
-    if against in (None, "reference", "start"):
+    if against in ROLES:
         return Settings({**values, "against": against}, files)
     return Settings(values, files, {"against": against})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.config import RunConfig
-from jaxalign.errors import ConfigError, DataError, did_you_mean
+from jaxalign.errors import ConfigError, DataError, JaxalignError, did_you_mean
 from jaxalign.studies import rows
 from jaxalign.studies.folders import Folders
 from jaxalign.studies.hub import Commits
@@ -242,10 +242,14 @@ def _of_the_study(study: Study) -> list[str]:
     names = [measure.name for measure in study.measures]
     problems += [f"measures: {name!r} is there twice." for name in sorted({n for n in names if names.count(n) > 1})]
     for measure in study.measures:
+        wrong = measure.check() if measure.check is not None else []
+        problems += [f"measure {measure.name}: {problem}" for problem in wrong]
         try:
             json.dumps(dict(measure.settings), allow_nan=False)
         except (TypeError, ValueError) as error:
             problems.append(f"measures: settings of {measure.name!r} are no JSON values: {error}.")
+        except JaxalignError as error:  # a file or model that is not there, which its check has told
+            problems += [] if wrong else [f"measure {measure.name}: {problem}" for problem in error.problems]
     head, _, metric = study.headline.partition("/")
     if names and (head not in names or not metric):
         expected = ", ".join(f"{name}/METRIC" for name in names)

@@ -53,6 +53,31 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one measurement of one model reads and writes, for estimates of cost.
+
+    Attributes:
+      why: the assumptions, for people.
+      items: questions, prompts or examples; None = all rows of `data`.
+      data: files or data sets that they are from; empty where that does not matter.
+      split: of a data set's name.
+      read: tokens of each that are read in parallel, besides its own text.
+      passes: how many models read its own text, the prompt and its answers.
+      written: tokens of each that are generated, one after another.
+      together: items generated at once.
+    """
+
+    why: str
+    items: int | None
+    data: tuple[str, ...] = ()
+    split: str = "train"
+    read: float = 0.0
+    passes: int = 0
+    written: float = 0.0
+    together: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measure:
     """A measurement of a model.
 
@@ -60,11 +85,16 @@ class Measure:
       name: of the column of results: ``"answers"``, ``"study1"``.
       run: measures.
       settings: everything that its result depends on besides the model, as JSON values. Results are kept by it.
+      check: tells what is wrong with it before anything is trained: files that are not there, extras that are not
+        installed. None = nothing can be known.
+      work: what it reads and writes; None = unknown.
     """
 
     name: str
     run: Callable[[Subject], Outcome]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[], list[str]] | None = None
+    work: Work | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

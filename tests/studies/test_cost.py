@@ -14,12 +14,14 @@ from jaxalign.config_transport import load_study
 from jaxalign.methods import METHODS
 from jaxalign.models.config_json import parse_config
 from jaxalign.models.policy import build_policy
+from jaxalign.studies import measures
 from jaxalign.studies.cost import cost_lines, flops, on_target, stage_cost
+from jaxalign.studies.cost.measures import measure_tokens
 from jaxalign.studies.cost.memory import nearest_changes, sizes, step_memory
 from jaxalign.studies.cost.targets import GIB, TARGETS, Target
 from jaxalign.studies.cost.workload import Workload, workload_of
 from jaxalign.studies.plan import PlannedStage, make_plan
-from jaxalign.studies.study import Measure, PublishedData, Stage, Study, Trial
+from jaxalign.studies.study import Measure, PublishedData, Stage, Study, Trial, Work
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 1000, "hidden_size": 64,
@@ -175,21 +177,55 @@ def test_the_nearest_change_is_the_one_that_costs_least():
 def test_the_text_tells_totals_padding_downloads_and_what_is_unknown():
     unknown = stage(model={"path": "nobody/knows"}, key="u")
     target = Target("pod", 64, 16 * GIB, 1e9)
-    measure = Measure(name="mine", run=lambda subject: None, settings={"count": 10, "max_new_tokens": 50})
-    lines = cost_lines([stage(), stage(key="b"), unknown], study(measures=(measure,)), targets=[target])
+    asked = (measures.generations("some/pairs", count=10, max_new_tokens=50), Measure(name="mine", run=lambda s: None))
+    lines = cost_lines([stage(), stage(key="b"), unknown], study(measures=asked), targets=[target])
     text = "\n".join(lines)
     assert "Estimated cost of 3 stages (0 done already), at 40% of" in text
     assert "2 x  align  some/model" in text  # two stages with equal numbers are one line
     assert "Not estimated: 1 x align of nobody/knows on some/pairs" in text
     assert "rows a step is padding" in text
     assert "Measures of 1 rows" in text
-    assert "10 prompts, up to 400 tokens an answer" in text
+    assert "generations: 10 x 200 tokens a prompt, up to 50 tokens an answer; mine: not estimated." in text
     assert "Tokens are assumed, not counted, of some/pairs: made up" in text
     assert "model some/model: 0.0 GB" in text
     assert "model nobody/knows: size unknown" in text
     assert "data some/pairs: 0.00 GB" in text
     done = dataclasses.replace(stage(), done=True)
     assert cost_lines([done], study(), targets=TARGETS)[0].startswith("Estimated cost of 0 stages (1 done")
+
+
+def test_what_a_measure_tells_of_its_work_is_what_it_costs(tmp_path):
+    def tokens(measure):
+        return measure_tokens(measure.work, {"some/pairs": PAIRS})
+
+    # Every pair of the split once under each of two models, a pair being a prompt of 50 and two answers of 30.
+    section = {"eval": ["some/pairs"], "eval_split": "test"}
+    for measure in (
+        measures.token_shift(section),
+        measures.held_out({"data": section, "method": {"name": "dpo"}}, always=True),
+    ):
+        assert tokens(measure)[:3] == (100 * 2 * 110, 0, 0)
+    assert tokens(measures.held_out({"data": section, "method": {"name": "cpo"}}, always=True)).read == 100 * 110
+    assert tokens(measures.token_shift(section, count=7)).read == 7 * 2 * 110
+    assert tokens(measures.held_out()) == (0, 0, 0, "measured while training")
+    # Of a file its own rows are counted, whatever it is called.
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"prompt": "a b c d e f g h i j k l"}\n' * 6)
+    assert tokens(measures.token_shift(str(file))).read == pytest.approx(2 * file.stat().st_size / 4)
+    found = tokens(measures.generations(str(file), count=256, max_new_tokens=50, batch_size=4))
+    assert (found.written, found.steps) == (6 * 50, 2 * 50)
+    assert tokens(measures.generations("some/pairs", count=None, against=None)).written == 1000 * 400
+    assert tokens(measures.suite("study1", name="mine", batch_size=20)).steps == 100 * 150
+    for unknown in (measures.suite("quick"), measures.suite("study1", limit=3), measures.token_shift("no/facts")):
+        assert tokens(unknown) is None
+
+
+def test_generating_takes_at_least_the_reading_of_all_weights():
+    measure = Measure(name="m", run=lambda s: None, work=Work(why="w", items=10, written=100, together=4))
+    planned = [stage(key=key) for key in "a"]
+    target = Target("pod", 64, 16 * GIB, 1e9, bandwidth=sizes(decoder()).total * 2 / 3600)  # all weights in an hour
+    text = "\n".join(cost_lines(planned, study(measures=(measure,)), targets=[target]))
+    assert "and at least 300.0 h on pod of generating" in text
 
 
 def test_hours_follow_from_operations_and_padding():

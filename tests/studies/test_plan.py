@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from jaxalign.errors import ConfigError
+from jaxalign.evaluation.judge_settings import JudgeSettings
 from jaxalign.evaluation.outcome import Outcome
 from jaxalign.studies import measures, plan_text, rows
 from jaxalign.studies.folders import write_json
@@ -296,6 +298,65 @@ def test_all_problems_of_all_rows_at_once(files, tmp_path):
         "published: 'MMLU' of table 1 has the label 'sed', expected start, seed. Did you mean 'seed'?",
     ):
         assert text in found, text
+
+
+def test_what_measures_lack_is_told_before_anything_runs(files, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judge = JudgeSettings(model="gpt")
+    (tmp_path / "alpaca").mkdir()
+    (tmp_path / "alpaca" / "data.json").write_text(
+        json.dumps([{"instruction": "i", "output": "o", "generator": "g", "dataset": "d"}])
+    )
+    (tmp_path / "benchmarks" / "arc-easy").mkdir(parents=True)
+    data = str(tmp_path / "alpaca" / "data.json")
+    found = "\n".join(
+        problems_of(
+            study_of(
+                Trial(labels={"n": 0}, model=str(files / "model")),
+                measures=(
+                    measures.generations("nope.jsonl", against="./no/model", chat_template="no.jinja"),
+                    measures.token_shift({"eval": ["nope2.jsonl"]}),
+                    measures.held_out({"data": {"eval": ["nope3.jsonl"]}, "model": {"chat_template": "no.jinja"}}),
+                    measures.suite("study1", folder="/nope"),
+                    measures.suite("tasks:arc_easy,piqa", folder=tmp_path / "benchmarks"),
+                    measures.mt_bench("/nope2", judge),
+                    measures.alpaca_eval("/nope.json", name="a1"),
+                    measures.alpaca_eval(data, judge, weights="no.csv", name="a2"),
+                    measures.alpaca_eval(data, judge_prompt="prompt.txt", name="a3"),
+                ),
+                headline="a1/x",
+            ),
+            tmp_path,
+        )
+    )
+    for text in (
+        "measure generations: prompts: nope.jsonl: no such file",
+        "measure generations: chat_template: got 'no.jinja', and there is no such file",
+        "measure generations: against: got './no/model', and there is no such folder",
+        "measure token_shift: data.train: nope2.jsonl: no such file",
+        "measure held_out: data.eval: nope3.jsonl: no such file",
+        "measure held_out: model.chat_template: got 'no.jinja'",
+        "measure study1: --benchmarks: /nope is not a folder",
+        "measure tasks:arc_easy,piqa: piqa: ",
+        "measure mt_bench: folder: ",
+        "measure mt_bench: judge: no key in the environment variable OPENAI_API_KEY",
+        "measure a1: data: /nope.json",
+        "measure a2: weights: no.csv cannot be read",
+        "measure a2: judge_prompt: missing",
+        "measure a3: judge_prompt: got 'prompt.txt' without a judge",
+    ):
+        assert text in found, (text, found)
+    assert "arc_easy: " not in found
+    monkeypatch.setattr("jaxalign.studies.measure_checks.find_spec", lambda name: None)
+    assert [measure.check() for measure in (measures.suite("ifeval"),) if measure.check] == [
+        [
+            "a suite of benchmarks needs lm_eval, which is not installed; install it: pip install "
+            "'jaxalign[benchmarks]'.",
+            "IFEval needs langdetect, which is not installed; install it: pip install 'jaxalign[ifeval]'.",
+        ]
+    ]
+    with pytest.raises(ConfigError, match="suite: got 'study11'"):
+        measures.suite("study11")
 
 
 def test_rows_that_cannot_be_told_apart(files, tmp_path):

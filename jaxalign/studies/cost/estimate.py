@@ -137,7 +137,6 @@ def cost_lines(
     study: Study,
     *,
     mfu: float = 0.4,
-    decoding: float = 0.05,
     targets: Sequence[Target] = TARGETS,
 ) -> list[str]:
     """The estimate as text: a table of the stages, totals, what does not fit, assumptions, downloads.
@@ -146,7 +145,6 @@ def cost_lines(
       stages: all of a plan, in order. Those that are done cost nothing.
       study: for what it tells of models and data, and its measures.
       mfu: model FLOPs utilisation of training and scoring.
-      decoding: likewise of generating text, which waits for memory most of the time.
       targets: the machines.
     """
     by_key = stages if isinstance(stages, Mapping) else {stage.key: stage for stage in stages}
@@ -174,7 +172,7 @@ def cost_lines(
         lines.append(
             "All of it is seconds for an accelerator. On a small machine starting and compiling take the most."
         )
-    lines += measure_lines(study, {cost.stage.key: cost for cost in known}, targets, mfu=mfu, decoding=decoding)
+    lines += measure_lines(study, {cost.stage.key: cost for cost in known}, targets, mfu=mfu)
     notes = dict.fromkeys(cost.work.assumed for cost in known if cost.work.assumed)
     lines += [f"Tokens are assumed, not counted, of {note}" for note in notes]
     lines += _downloads(left, study)

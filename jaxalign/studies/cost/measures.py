@@ -1,72 +1,93 @@
-"""What measuring the rows costs: rough token counts by kind of measure, each said with its assumption."""
+"""What measuring the rows costs, from what each measure tells of its work, with its assumptions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from jaxalign.data.sources import expand
+from jaxalign.errors import DataError
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.studies.cost import flops
+from jaxalign.studies.cost.memory import sizes
 from jaxalign.studies.cost.targets import Target
 from jaxalign.studies.cost.workload import hub_architecture
-from jaxalign.studies.study import Measure, Study
+from jaxalign.studies.study import PublishedData, Study, Work
 
 if TYPE_CHECKING:
     from jaxalign.studies.cost.estimate import StageCost
 
+BYTES = 4
+"""Bytes of a JSON file for each token, where nothing else is known of it."""
+WEIGHT_BYTES = 2
+"""Of a weight that is read to write a token."""
+
 
 class Tokens(NamedTuple):
-    """Tokens of one measurement of one model.
+    """One measurement of one model.
 
     Attributes:
-      read: scored or read in parallel.
-      written: generated one after another.
+      read: tokens that are scored or read in parallel.
+      written: tokens that are generated.
+      steps: how often all weights are read, one time after another, to write them.
       assumed: why so many.
     """
 
     read: float
     written: float
+    steps: float
     assumed: str
 
 
-SUITES = {
-    # Questions x (tokens of the shots + tokens of the choices): MMLU 14 042 x 650, HellaSwag 10 042 x 1 060,
-    # ARC-Challenge 1 172 x 1 150, the others together about 4 million; GSM8K writes 1 319 x 150.
-    "study1": Tokens(25e6, 0.3e6, "12 benchmarks at their shots, 25 M tokens read and 0.3 M written"),
-}
+def measure_tokens(work: Work | None, known: Mapping[str, PublishedData]) -> Tokens | None:
+    """What a measurement reads and writes; None where it is not known."""
+    if work is None:
+        return None
+    rows, length = _rows(work, known) if work.data else (None, 0.0)
+    items = work.items if rows is None else min(rows, work.items if work.items is not None else rows)
+    if items is None or (work.passes and rows is None):
+        return None
+    assumed = f"{items} x {work.why}" if work.data else work.why
+    if work.passes:
+        assumed += f", about {length:.0f} tokens each"
+    steps = -(-items // work.together) * work.written
+    return Tokens(items * (work.read + work.passes * length), items * work.written, steps, assumed)
 
 
-def measure_tokens(measure: Measure) -> Tokens | None:
-    """What a measure reads and writes; None where nothing is known of it."""
-    settings, name = measure.settings, measure.name
-    suite = SUITES.get(name) or SUITES.get(str(settings.get("suite") or settings.get("name")))
-    if suite is not None:
-        return suite
-    if name == "held_out":
-        return Tokens(0, 0, "measured while training")
-    if name == "mt_bench":
-        return Tokens(160 * 500, 160 * 400, "80 questions of two turns, 400 tokens an answer")
-    if name == "alpaca_eval":
-        return Tokens(805 * 60, 805 * 400, "805 questions, 400 tokens an answer")
-    if name == "token_shift":
-        return Tokens(2 * 2000 * 900, 0, "2000 pairs of 900 tokens under two models")
-    count, longest = settings.get("count"), settings.get("max_new_tokens")
-    if isinstance(count, int) and isinstance(longest, int):
-        written = count * min(longest, 400)
-        return Tokens(count * 200 + 2 * written, written, f"{count} prompts, up to 400 tokens an answer")
-    return None
+def _rows(work: Work, known: Mapping[str, PublishedData]) -> tuple[int | None, float]:
+    """Rows of the data, and tokens of a row; None where they are neither known nor at hand."""
+    count, tokens = 0, 0.0
+    for name in work.data:
+        if name in known:
+            facts = known[name]
+            rows = facts.examples.get(work.split)
+            if rows is None:
+                return None, 0.0
+            count, tokens = count + rows, tokens + rows * (facts.prompt + 2 * facts.completion)
+            continue
+        try:
+            files = [part for part in expand(name) if isinstance(part, Path) and part.suffix in (".jsonl", ".ndjson")]
+            contents = [file.read_bytes() for file in files]
+        except (DataError, OSError):
+            return None, 0.0
+        if not contents:
+            return None, 0.0
+        count += sum(bool(line.strip()) for content in contents for line in content.split(b"\n"))
+        tokens += sum(map(len, contents)) / BYTES
+    return count, tokens / max(count, 1)
 
 
 def measure_lines(
-    study: Study, costs: Mapping[str, StageCost], targets: Sequence[Target], *, mfu: float, decoding: float
+    study: Study, costs: Mapping[str, StageCost], targets: Sequence[Target], *, mfu: float
 ) -> Iterator[str]:
     """Operations and time of all measurements, and what is assumed of each measure."""
     models = _models(study, costs)
     if not models or not study.measures:
         return
-    operations, hours, assumed = 0.0, [0.0] * len(targets), []
+    operations, hours, bound, assumed = 0.0, [0.0] * len(targets), [0.0] * len(targets), []
     for measure in study.measures:
-        tokens = measure_tokens(measure)
+        tokens = measure_tokens(measure.work, study.datasets)
         if tokens is None:
             assumed.append(f"{measure.name}: not estimated")
             continue
@@ -74,16 +95,23 @@ def measure_lines(
         for decoder, count in models:
             read, written = (count * _forward(decoder, n) for n in (tokens.read, tokens.written))
             operations += read + written
+            weights = WEIGHT_BYTES * sizes(decoder).total
             for i, target in enumerate(targets):
-                hours[i] += (read / mfu + written / decoding) / (target.devices * target.flops) / 3600
+                hours[i] += read / mfu / (target.devices * target.flops) / 3600
+                # Every device multiplies with all the weights, so it reads them all for each token, wherever they are.
+                bound[i] += count * tokens.steps * weights / target.bandwidth / 3600
+    rows = sum(count for _, count in models)
     if operations:
         shown = [f"{h:.1f} h on {target.name}" for h, target in zip(hours, targets, strict=True)]
         yield (
-            f"Measures of {sum(count for _, count in models)} rows: {', '.join([f'{operations:.2e} FLOPs', *shown])} "
-            f"(generation at {decoding:.0%} of the peak; without loading models and judging)."
+            f"Measures of {rows} rows: {', '.join([f'{operations:.2e} FLOPs', *shown])} of reading "
+            "(without loading models and judging)."
         )
+        if any(bound):
+            least = [f"{h:.1f} h on {target.name}" for h, target in zip(bound, targets, strict=True)]
+            yield f"  and at least {', '.join(least)} of generating: each token of a batch reads all weights once."
     else:
-        yield f"Measures of {sum(count for _, count in models)} rows:"
+        yield f"Measures of {rows} rows:"
     yield f"  {'; '.join(assumed)}."
 
 
