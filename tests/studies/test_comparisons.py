@@ -90,7 +90,7 @@ def test_paired_difference_of_a_setting(rows, results):
     assert one.paired == seeds_and_items(gaps)
     assert (one.seeds, one.items) == (2, 40)
     single = [d for d in found if d.seeds == 1]
-    assert all(d.adjusted >= d.paired.p for d in found if d.seeds == 1)
+    assert all(d.adjusted is not None and d.paired is not None and d.adjusted >= d.paired.p for d in single)
     assert len(single) < len(found)
 
 

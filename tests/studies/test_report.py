@@ -415,6 +415,15 @@ def test_where_lower_is_better_the_answer_says_so():
     assert "0.1, 1 and no beta are worse." in text
 
 
+def test_labels_that_say_nothing_are_left_out_but_never_the_compared_one():
+    made = made_up_rows.rows(questions=8)
+    results = Results([row for row in made if row["labels"]["start"] == "sft"])
+    assert results.columns == ("method", "beta")
+    assert results.telling({"method": "none", "start": "sft"}) == {"method": "none"}
+    both = Results(made)
+    assert both.telling({"method": "none", "start": "sft"}) == {"method": "none", "start": "sft"}
+
+
 def test_ends_are_averaged_over_numbers():
     results = Results(beta_study())
     section = text_of("</style>" + render(results).partition('<h2 id="ends">')[2].partition("</section>")[0])

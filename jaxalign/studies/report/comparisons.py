@@ -154,20 +154,6 @@ def over_settings(results: Results, name: str, label: str) -> list[Difference]:
     return corrected(found, _things(found) - 1)
 
 
-def compared_labels(results: Results) -> list[tuple[Results, str]]:
-    """The labels whose values are compared: the study's, and those that are no numbers and not tied to it.
-
-    Each with the rows in which they are. Labels that never stand equal while the other one differs, as an objective
-    without reference and the kinds of reference of another one, are compared as one label.
-    """
-    joint = results.joint
-    found = [(results, results.compare)]
-    if joint:
-        found.append((results.joined, results.joined.name_of(joint)))
-    found += [(results, name) for name in results.free if name not in (*results.numeric(), *joint)]
-    return [(own, name) for own, name in found if 1 <= len(own.values(name)) <= 12]
-
-
 def mean_over(results: Results, groups: Sequence[Group], name: str) -> Difference | None:
     """The mean of a metric over settings, as a difference from nothing; None where they share no seed.
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from jaxalign.analysis.page import html
 from jaxalign.errors import ConfigError
-from jaxalign.studies.report import details, page_tables, pictures
-from jaxalign.studies.report.comparisons import by_setting, compared_labels, over_settings
+from jaxalign.studies.report import details, page_tables, pictures, token_pictures
+from jaxalign.studies.report.comparisons import by_setting, over_settings
 from jaxalign.studies.report.ends import end_of_answers, markdown_ends
 from jaxalign.studies.report.published import published_lines
 from jaxalign.studies.report.results import Results, degenerate
@@ -107,7 +107,7 @@ def render(results: Results) -> str:
         "frontier": ("Score against divergence", pictures.frontier(results)),
         "categories": ("By category", pictures.categories(results)),
         "training": ("Log-probabilities in training", training(results)),
-        "tokens": ("Tokens and lengths", pictures.histograms(results) + pictures.top_tokens(results)),
+        "tokens": ("Tokens and lengths", token_pictures.histograms(results) + token_pictures.top_tokens(results)),
         "ends": ("End of answers", end_of_answers(results)),
         "samples": ("Samples side by side", details.samples(results)),
         "metrics": ("All metrics", page_tables.all_metrics(results)),
@@ -222,7 +222,7 @@ def markdown(results: Results) -> str:
 def _markdown_differences(results: Results) -> list[str]:
     unit = results.metrics.get(results.headline, {}).get("unit", "share")
     parts = []
-    for own, label in compared_labels(results):
+    for own, label in results.compared_labels:
         for found in (over_settings(own, results.headline, label), by_setting(own, results.headline, label)):
             if not found:
                 continue

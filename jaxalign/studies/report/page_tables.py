@@ -14,7 +14,6 @@ from jaxalign.studies.report.comparisons import (
     Difference,
     Estimate,
     by_setting,
-    compared_labels,
     estimate,
     over_settings,
 )
@@ -154,7 +153,7 @@ def differences(results: Results) -> str:
     """Paired differences of the compared values, then of every other label that is no number."""
     unit = results.metrics.get(results.headline, {}).get("unit", "share")
     parts = []
-    for own, label in compared_labels(results):
+    for own, label in results.compared_labels:
         pooled, single = over_settings(own, results.headline, label), by_setting(own, results.headline, label)
         if not pooled:
             continue

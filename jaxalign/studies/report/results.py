@@ -286,10 +286,22 @@ class Results:
             rows.append({**row, "labels": labels})
         return Results(rows, self.notes)
 
+    @property
+    def compared_labels(self) -> list[tuple[Results, str]]:
+        """The labels whose values are compared: the study's, and those that are no numbers and not tied to it.
+
+        Each with the rows in which they are. Joint labels are compared as one.
+        """
+        found = [(self, self.compare)]
+        if self.joint:
+            found.append((self.joined, self.name_of(self.joint)))
+        found += [(self, name) for name in self.free if name not in (*self.numeric(), *self.joint)]
+        return [(own, name) for own, name in found if 1 <= len(own.values(name)) <= 12]
+
     def telling(self, labels: Mapping[str, Label]) -> dict[str, Label]:
-        """Labels without those that are the same in all settings that have these labels at all; all if none is left."""
+        """Labels without those that are the same in all settings that have such labels, but for the compared one."""
         kin = [group.labels for group in self.groups if group.labels.keys() == labels.keys()]
-        found = {n: v for n, v in labels.items() if len({other[n] for other in kin}) > 1}
+        found = {n: v for n, v in labels.items() if n == self.compare or len({other[n] for other in kin}) > 1}
         return found or dict(labels)
 
     @property
