@@ -168,7 +168,7 @@ def _side_by_side(lines: Sequence[Curve]) -> list[Curve]:
 
 def _level(results: Results, value: Label | None, found: Estimate, name: str) -> Level:
     _, low, high = _reach(0.0, found)
-    return Level(label_text(value) if value is not None else name, found.value or 0.0, low, high, results.style(value))
+    return Level(name, found.value or 0.0, low, high, results.style(value))
 
 
 def _curve(results: Results, value: Label | None, label: str, known: Sequence[tuple[float, Estimate]]) -> Curve:
@@ -224,10 +224,12 @@ def _frontier(results: Results, name: str) -> str:
             if pairs:
                 seen[value] = None
             # No divergence at all is the start itself: a level, which also a logarithmic axis can show. Nor is a model
-            # without the compared number on any line: its divergence is from a reference of its own.
-            still = [each for each in pairs if each[1].value == 0 or (along and results.compare not in each[0].labels)]
+            # without the others' numbers on any line: its divergence is from a reference of its own.
+            still = [each for each in pairs if each[1].value == 0 or _unaligned(results, each[0])]
             for group, _, y in still[:3]:
-                levels.append(_level(results, None if inner else value, y, short_setting(group.labels)))
+                levels.append(
+                    _level(results, None if inner else value, y, short_setting(results.telling(group.labels)))
+                )
             pairs = [each for each in pairs if each not in still]
             if not pairs:
                 continue
@@ -275,6 +277,10 @@ def _frontier(results: Results, name: str) -> str:
     caption += too_many(found)
     keys = key(drawn_lines) if along else legend(results, [v for v in seen if v is not None])
     return figure(_wide(drawn) if drawn_lines else drawn, escape(caption), keys)
+
+
+def _unaligned(results: Results, group: Group) -> bool:
+    return group.labels.get(results.compare) in (None, *results.baselines)
 
 
 def _end_tags(words: Sequence[str]) -> list[str]:

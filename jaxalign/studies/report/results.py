@@ -292,7 +292,7 @@ class Results:
 
         Each with the rows in which they are. Joint labels are compared as one.
         """
-        found = [(self, self.compare)]
+        found: list[tuple[Results, str]] = [(self, self.compare)]
         if self.joint:
             found.append((self.joined, self.name_of(self.joint)))
         found += [(self, name) for name in self.free if name not in (*self.numeric(), *self.joint)]
