@@ -237,8 +237,12 @@ def _row(
 def _of_the_study(study: Study) -> list[str]:
     """What is wrong with the study itself."""
     problems: list[str] = []
-    if not study.trials:
-        problems.append("trials: got none, expected at least one row.")
+    for name, kind in (("trials", Trial), ("measures", Measure)):
+        parts = getattr(study, name)
+        if isinstance(parts, kind):
+            return [f"{name}: got a {kind.__name__}, expected a tuple of them: ({kind.__name__.lower()},)."]
+        if not parts:
+            problems.append(f"{name}: got none, expected at least one.")
     names = [measure.name for measure in study.measures]
     problems += [f"measures: {name!r} is there twice." for name in sorted({n for n in names if names.count(n) > 1})]
     for measure in study.measures:
@@ -259,6 +263,13 @@ def _of_the_study(study: Study) -> list[str]:
         problems.append(
             f"compare: got {study.compare!r}, expected a label of the rows: {', '.join(labels)}."
             f"{did_you_mean(study.compare, labels)}"
+        )
+    compared = {trial.labels.get(study.compare) for trial in study.trials}
+    others = [label for label in labels if label not in ("seed", study.compare)]
+    if study.compare in labels and len(compared) == 1 and others:
+        problems.append(
+            f"compare: {study.compare!r} is {compared.pop()!r} in every row, so nothing is compared, expected a label "
+            f"with several values: {', '.join(others)}."
         )
     for published in study.published:
         for name in published.labels:

@@ -31,6 +31,7 @@ def plan_lines(plan: Plan, chosen: Sequence[PlannedRow] | None = None) -> Iterat
     yield from _stages(plan)
     if study.measures:
         yield f"measures of every row: {', '.join(measure.name for measure in study.measures)}"
+    yield from _seeds(plan)
     yield ""
     yield from _commits(plan)
     yield from cost_lines(plan.stages, study)
@@ -42,6 +43,19 @@ def plan_lines(plan: Plan, chosen: Sequence[PlannedRow] | None = None) -> Iterat
 def outside(count: int) -> str:
     """Of rows that the study has but this plan has not."""
     return f"{count} row{'s' * (count > 1)} of this study with other arguments, kept in rows.jsonl"
+
+
+def _seeds(plan: Plan) -> Iterator[str]:
+    """A warning where each seed would be measured on other held-out examples."""
+    last = [plan.stages[row.model].config.data for row in plan.rows if row.trained]
+    drawn = {data.seed for data in last if data.eval_size and not data.eval}
+    if len(drawn) > 1:
+        text = (
+            f"warning: data.seed differs between rows ({', '.join(map(str, sorted(drawn)))}) and also draws the held-out "
+            "part of data.eval_size, so these rows measure themselves on other examples and are not comparable there. "
+            "Keep data.seed and let train.seed differ, or give data.eval."
+        )
+        yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
 def _commits(plan: Plan) -> Iterator[str]:

@@ -378,7 +378,28 @@ def test_rows_that_cannot_be_told_apart(files, tmp_path):
 
 def test_a_study_without_rows(tmp_path):
     study = Study(name="s", question="q", trials=(), measures=(), headline="")
-    assert problems_of(study, tmp_path) == ["trials: got none, expected at least one row."]
+    assert problems_of(study, tmp_path) == [
+        "trials: got none, expected at least one.",
+        "measures: got none, expected at least one.",
+    ]
+
+
+def test_a_tuple_without_its_comma(tmp_path):
+    one = Measure(name="m", run=lambda subject: Outcome(metrics={}))
+    study = Study(name="s", question="q", trials=(), measures=one, headline="m/x")  # pyright: ignore[reportArgumentType]
+    assert problems_of(study, tmp_path) == ["measures: got a Measure, expected a tuple of them: (measure,)."]
+
+
+def test_a_label_with_one_value_compares_nothing(files, tmp_path):
+    study = study_of(
+        *(
+            Trial(labels={"method": "dpo", "beta": beta}, model=align(files, sft(files), beta=beta))
+            for beta in (0.1, 0.3)
+        )
+    )
+    (problem,) = problems_of(study, tmp_path)
+    assert problem.startswith("compare: 'method' is 'dpo' in every row, so nothing is compared")
+    assert problem.endswith("expected a label with several values: beta.")
 
 
 def test_names_of_rows():
