@@ -18,7 +18,8 @@ Arguments, separated by commas; lists are joined by +:
   alpaca_eval=FILE      AlpacaEval 2's set with the baseline's outputs, or a folder; without it it is not measured
   judge=URL             an OpenAI-compatible endpoint that judges it; without one only its outputs are written
   judge_model=NAME      its model; default gpt-4-1106-preview, the paper's
-  judge_prompt=FILE     what it is asked: alpaca_eval's alpaca_eval_clf.txt; a judge needs it, here or in alpaca_eval=DIR
+  judge_prompt=FILE     what it is asked: alpaca_eval's alpaca_eval_clf.txt; a judge needs it, here or in the
+                        folder of alpaca_eval=
   weights=FILE          alpaca_eval's df_gamed.csv, for length-controlled win rates
   tensor=1, microbatches=1   full: mesh.tensor and train.microbatches of every run; they change no result
   world=DIR             tiny: where the generated world is

@@ -51,8 +51,8 @@ def _seeds(plan: Plan) -> Iterator[str]:
     drawn = {data.seed for data in last if data.eval_size and not data.eval}
     if len(drawn) > 1:
         text = (
-            f"warning: data.seed differs between rows ({', '.join(map(str, sorted(drawn)))}) and also draws the held-out "
-            "part of data.eval_size, so these rows measure themselves on other examples and are not comparable there. "
+            f"warning: data.seed differs between rows ({', '.join(map(str, sorted(drawn)))}) and also draws the "
+            "held-out part of data.eval_size: these rows measure themselves on other examples, which cannot be compared. "
             "Keep data.seed and let train.seed differ, or give data.eval."
         )
         yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
