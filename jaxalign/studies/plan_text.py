@@ -52,7 +52,7 @@ def _seeds(plan: Plan) -> Iterator[str]:
     if len(drawn) > 1:
         text = (
             f"warning: data.seed differs between rows ({', '.join(map(str, sorted(drawn)))}) and also draws the "
-            "held-out part of data.eval_size: these rows measure themselves on other examples, which cannot be compared. "
+            "held-out part of data.eval_size: these rows are measured on different examples, so do not compare them. "
             "Keep data.seed and let train.seed differ, or give data.eval."
         )
         yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
