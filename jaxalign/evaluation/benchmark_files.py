@@ -211,10 +211,14 @@ class BenchmarkFolder:
             if (self.folder / candidate).is_dir():
                 return self.folder / candidate
         there = sorted(path.name for path in self.folder.iterdir() if path.is_dir())
+        if self.folder.name.replace("_", "-").removeprefix("bench-") in names:
+            hint = f" Did you mean its parent, {str(self.folder.parent)!r}?"
+        else:
+            hint = did_you_mean(names[0], there)
         raise DataError(
-            f"{name}: {self.folder} has no folder {names[0]!r} or 'bench-{names[0]}', only {', '.join(there) or 'none'}"
-            f".{did_you_mean(names[0], there)} Put its files there as train.jsonl, validation.jsonl, test.jsonl, with "
-            f"the columns {', '.join(DATA[name].columns)}."
+            f"{name}: {self.folder} has no folder {names[0]!r} or 'bench-{names[0]}', only "
+            f"{', '.join(there) or 'files'}.{hint} Put its files there as train.jsonl, validation.jsonl, test.jsonl, "
+            f"with the columns {', '.join(DATA[name].columns)}."
         )
 
     def _split_file(self, name: str, split: str, subset: str | None = None, missing_is_fine: bool = False) -> Any:

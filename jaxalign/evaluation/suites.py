@@ -116,6 +116,6 @@ def get_suite(name: str) -> Suite:
             benchmarks=tuple(Benchmark(task=task) for task in tasks.split(",") if task),
         )
     raise ConfigError(
-        f"suite: got {name!r}, expected one of {', '.join(SUITES)}, or tasks:NAME,NAME with tasks of lm-eval."
-        f"{did_you_mean(name, SUITES)}"
+        f"suite: got {name!r}, expected one of {', '.join(SUITES)}, mt_bench, alpaca_eval, or tasks:NAME,NAME with "
+        f"tasks of lm-eval (tasks:{name}).{did_you_mean(name, SUITES)}"
     )

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 
+from jaxalign.errors import ConfigError
 from jaxalign.studies.plan import Plan
 from jaxalign.studies.runner import groups
 
@@ -94,15 +95,28 @@ echo "report: $report"
     )
 
 
+BUCKET = "/bucket"
+"""Where pods see the bucket."""
+
+
 def gke(plan: Plan, *, config: str, workdir: str, distributed: bool = False) -> str:
     """A JobSet that runs the study on GKE: a job for each group of shared stages, and then one for each row.
 
     Args:
       plan: the study.
       config: its file, in the image.
-      workdir: its folder, in the bucket that is mounted at /bucket.
+      workdir: its folder; a relative one is taken in the bucket that is mounted at /bucket.
       distributed: whether a job has several hosts.
+
+    Raises:
+      ConfigError: the folder is not in the bucket, so its results would be lost with the pod.
     """
+    workdir = workdir if workdir.startswith("/") else f"{BUCKET}/{workdir}"
+    if not workdir.startswith(f"{BUCKET}/"):
+        raise ConfigError(
+            f"--workdir: got {workdir!r}, where a pod's files are lost when it ends, expected a folder of the bucket: "
+            f"a relative one, or one below {BUCKET}."
+        )
     shared, rows = len(groups(plan)), len(plan.rows)
     hosts = 4 if distributed else 1
     command = ["jaxalign", "study", f"--config={config}", f"--workdir={workdir}"]
@@ -113,6 +127,9 @@ def gke(plan: Plan, *, config: str, workdir: str, distributed: bool = False) -> 
 #
 #   kubectl apply -f THIS_FILE
 #   kubectl get jobs -l jobset.sigs.k8s.io/jobset-name={name}
+#
+# Results go to {workdir} in the bucket. The study's file ({config}) and every local file that it names must be
+# in the image or the bucket, at the path that it gives.
 #
 # To change before use: IMAGE (Python >= 3.11 with `pip install jaxalign[tpu]` and a copy of configs/ as its working
 # folder), BUCKET (hierarchical namespace, see launch/README.md), the service account, and the slice of each job:

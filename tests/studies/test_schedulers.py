@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jaxalign.errors import ConfigError
 from jaxalign.evaluation.outcome import Outcome
 from jaxalign.studies.plan import Plan, make_plan
 from jaxalign.studies.runner import groups, part
@@ -156,3 +157,11 @@ def test_a_study_that_shares_nothing(plan):
     assert [
         job["name"] for job in yaml.safe_load(gke(alone, config="x.py", workdir="w"))["spec"]["replicatedJobs"]
     ] == ["rows", "report"]
+
+
+def test_gke_keeps_results_in_the_bucket(plan):
+    text = gke(plan, config="x.py", workdir="studies/w")
+    assert "--workdir=/bucket/studies/w" in text
+    assert "Results go to /bucket/studies/w" in text
+    with pytest.raises(ConfigError, match=r"--workdir: got '/tmp/w', where a pod's files are lost .* below /bucket"):
+        gke(plan, config="x.py", workdir="/tmp/w")

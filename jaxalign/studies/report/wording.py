@@ -245,8 +245,8 @@ def _cautions(results: Results) -> list[str]:
         )
     if lost:
         sentences.append(
-            f"{count(lost, 'row')} {'is' if lost == 1 else 'are'} degenerate (the model writes no language any more) "
-            "and left out of the means."
+            f"{count(lost, 'row')} {'is' if lost == 1 else 'are'} degenerate (answers are empty, repeat themselves or "
+            "do not end) and left out of the scores' means."
         )
     if any(group.protocol for group in results.groups):
         sentences.append(
