@@ -22,8 +22,9 @@ from jaxalign.models.huggingface import load_policy
 from jaxalign.models.policy import Policy
 from jaxalign.quickstart.likelihoods import Scorer, rankings
 from jaxalign.sampling.engine import Completion, sample
+from jaxalign.studies.measure_checks import checks, of_data
 from jaxalign.studies.measure_settings import Settings
-from jaxalign.studies.study import Measure, Subject
+from jaxalign.studies.study import Measure, Subject, Work
 from jaxalign.types import Variables
 
 MAX_NEW_TOKENS = 16
@@ -85,7 +86,20 @@ def answers(questions: str | Path, pairs: str | Path | None = None, *, seed: int
     def run(subject: Subject) -> Outcome:
         return measure(subject, Path(questions), Path(pairs) if pairs else None, seed=seed + subject.seed)
 
-    return Measure(name="answers", run=run, settings=settings)
+    return Measure(
+        name="answers",
+        run=run,
+        settings=settings,
+        check=lambda: checks(*(of_data(name, file) for name, file in files.items())),
+        work=Work(
+            why="two short answers to a question",
+            items=None,
+            data=(str(questions),),
+            read=100,
+            written=2 * MAX_NEW_TOKENS,
+            together=BATCH_SIZE,
+        ),
+    )
 
 
 def measure(subject: Subject, questions_file: Path, pairs_file: Path | None, *, seed: int) -> Outcome:
