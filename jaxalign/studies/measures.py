@@ -165,10 +165,9 @@ def token_shift(
         model = {"path": subject.model, "dtype": dtype}
         template = chat_template or (subject.config.model.chat_template if subject.config else None)
         other = _other(subject, against) or subject.model
-        # Both read the same tokens, so the same format: a start's folder may have another one than its run gave it.
-        formatted = {} if template is None else {"chat_template": template}
-        tree["model"] = {**model, **formatted}
-        tree["reference"] = {"source": other, "mode": "live", **formatted}
+        tree["model"] = model if template is None else {**model, "chat_template": template}
+        # A live reference reads the model's own tokens, so its folder's format does not matter.
+        tree["reference"] = {"source": other, "mode": "live"}
         tree["evaluation"] = {"batch_size": batch_size}
         found = build.token_shift(from_dict(tree), model=subject.model, count=count, min_count=min_count, top=top)
         notes = [] if other != subject.model else ["there is no other model, so the shifts are 0"]
