@@ -18,6 +18,7 @@ from jaxalign.build.data import CheckedData
 from jaxalign.config import RunConfig, read_json, resolve, to_dict
 from jaxalign.config_checks import differences
 from jaxalign.errors import ConfigError, DataError
+from jaxalign.files import write_text
 from jaxalign.training.loop import Interrupted
 from jaxalign.training.mesh import MeshPlan
 
@@ -143,6 +144,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

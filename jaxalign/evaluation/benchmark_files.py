@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import DataError, did_you_mean
+from jaxalign.files import write_text
 
 Row = Mapping[str, Any]
 SPLITS: Mapping[str, tuple[str, ...]] = {
@@ -273,10 +274,7 @@ class BenchmarkFolder:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         path = self.cache / name / (subset or "all") / f"{split}-{digest}.jsonl"
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+            write_text(path, text)
         return path
 
 

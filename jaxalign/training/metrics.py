@@ -21,6 +21,7 @@ import jax
 from tqdm import tqdm
 
 from jaxalign.errors import ConfigError
+from jaxalign.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 _log = logging.getLogger(__name__)
@@ -90,12 +91,8 @@ class MetricsFile:
 
     def __init__(self, workdir: str | os.PathLike, step: int = 0):
         path = Path(workdir) / METRICS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(workdir) if row["step"] <= step] if step else []
-        # Written beside and renamed: a crash here leaves the old file or the new one.
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(map(_line, kept)))
-        temporary.replace(path)
+        write_text(path, "".join(map(_line, kept)))
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
