@@ -1,0 +1,1 @@
+"""Kernels that do what `jaxalign.models.attention` defines, faster on their hardware."""
