@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 
 class Spans(NamedTuple):
-    """The keys that a token q sees: ``own_start <= k <= q`` and ``prefix_start <= k < prefix_end``; ``[R, T]`` int32."""
+    """Keys that a token q sees: ``own_start <= k <= q`` and ``prefix_start <= k < prefix_end``; ``[R, T]`` int32."""
 
     own_start: Int[Array, "R T"]
     prefix_start: Int[Array, "R T"]
