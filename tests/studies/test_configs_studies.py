@@ -16,7 +16,7 @@ from jaxalign.errors import ConfigError
 from jaxalign.evaluation.degeneration import MOST_UNENDED
 from jaxalign.evaluation.outcome import Outcome
 from jaxalign.models.config_json import parse_config
-from jaxalign.studies.cost.memory import sizes
+from jaxalign.planning.memory import sizes
 from jaxalign.studies.study import Stage, Subject
 
 VARIANTS = "configs/studies/dpo_variants.py"

@@ -14,12 +14,14 @@ from jaxalign.config_transport import load_study
 from jaxalign.methods import METHODS
 from jaxalign.models.config_json import parse_config
 from jaxalign.models.policy import build_policy
+from jaxalign.planning import flops
+from jaxalign.planning.memory import nearest_changes, sizes, step_memory
+from jaxalign.planning.targets import GIB, TARGETS, Target
+from jaxalign.planning.workload import Workload
 from jaxalign.studies import measures
-from jaxalign.studies.cost import cost_lines, flops, on_target, stage_cost
+from jaxalign.studies.cost import cost_lines, on_target, stage_cost
 from jaxalign.studies.cost.measures import measure_tokens
-from jaxalign.studies.cost.memory import nearest_changes, sizes, step_memory
-from jaxalign.studies.cost.targets import GIB, TARGETS, Target
-from jaxalign.studies.cost.workload import Workload, workload_of
+from jaxalign.studies.cost.workload import workload_of
 from jaxalign.studies.plan import PlannedStage, make_plan
 from jaxalign.studies.study import Measure, PublishedData, Stage, Study, Trial, Work
 

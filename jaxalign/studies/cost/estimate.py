@@ -1,8 +1,8 @@
 """What a study will cost before it runs: operations, memory on each device, hours, and what would be downloaded.
 
-Operations are exact for the architecture (`jaxalign.studies.cost.flops`); tokens are counted where data and tokenizer
+Operations are exact for the architecture (`jaxalign.planning.flops`); tokens are counted where data and tokenizer
 are at hand, and otherwise taken from what the study tells of published data, which is said. Memory is estimated from
-shapes: `jaxalign.studies.cost.memory` tells how well. Hours follow from an assumed utilisation and are as good as it
+shapes: `jaxalign.planning.memory` tells how well. Hours follow from an assumed utilisation and are as good as it
 is.
 """
 
@@ -17,11 +17,12 @@ from pathlib import Path
 from jaxalign.config import RunConfig
 from jaxalign.methods import get_method
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.studies.cost import flops
+from jaxalign.planning import flops
+from jaxalign.planning.memory import Parts, nearest_changes, sizes, step_memory, step_rows
+from jaxalign.planning.targets import GIB, TARGETS, Target
+from jaxalign.planning.workload import FILL, Workload
 from jaxalign.studies.cost.measures import measure_lines
-from jaxalign.studies.cost.memory import Parts, nearest_changes, sizes, step_memory, step_rows
-from jaxalign.studies.cost.targets import GIB, TARGETS, Target
-from jaxalign.studies.cost.workload import FILL, Workload, architecture_of, cached_file, hub_architecture, workload_of
+from jaxalign.studies.cost.workload import architecture_of, cached_file, hub_architecture, workload_of
 from jaxalign.studies.plan import PlannedStage
 from jaxalign.studies.study import Study
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from jaxalign.data.sources import expand
 from jaxalign.errors import DataError
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.studies.cost import flops
-from jaxalign.studies.cost.memory import sizes
-from jaxalign.studies.cost.targets import Target
+from jaxalign.planning import flops
+from jaxalign.planning.memory import sizes
+from jaxalign.planning.targets import Target
 from jaxalign.studies.cost.workload import hub_architecture
 from jaxalign.studies.study import PublishedData, Study, Work
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,36 +21,11 @@ from jaxalign.errors import ConfigError, DataError, ModelError
 from jaxalign.methods import Layout, get_method
 from jaxalign.models.config_json import parse_config
 from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.planning.workload import Workload
 from jaxalign.studies.plan import PlannedStage
 from jaxalign.studies.study import PublishedData
 
-FILL = 0.93
-"""Share of the token places of full rows that hold tokens, where the lengths are not known; packing reaches 0.9 to
-0.97 on the pairs it was measured with."""
 TOKEN_MULTIPLE = 64
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a stage computes with.
-
-    Attributes:
-      examples: that it trains on: pairs, or for unpaired methods labelled answers.
-      held_out: examples to evaluate with.
-      tokens: in an example on average, the prompt once.
-      scored: of these, tokens of completions that are scored.
-      attended: keys that its tokens look at, together, on average.
-      row: tokens of a row: the longest example fits.
-      assumed: what was not counted but taken from `PublishedData`, for a footnote; None = counted.
-    """
-
-    examples: int
-    held_out: int
-    tokens: float
-    scored: float
-    attended: float
-    row: int
-    assumed: str | None
 
 
 def architecture_of(

@@ -14,8 +14,8 @@ import math
 from jaxalign.config import RunConfig
 from jaxalign.methods import get_method
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.studies.cost.memory import sizes
-from jaxalign.studies.cost.workload import Workload
+from jaxalign.planning.memory import sizes
+from jaxalign.planning.workload import Workload
 
 
 def forward(decoder: DecoderConfig, tokens: float, scored: float, attended: float) -> float:
