@@ -18,11 +18,12 @@ from jaxalign.config import RunConfig
 from jaxalign.methods import get_method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning import flops
+from jaxalign.planning.architectures import cached_file, hub_architecture
 from jaxalign.planning.memory import Parts, nearest_changes, sizes, step_memory, step_rows
 from jaxalign.planning.targets import GIB, TARGETS, Target
 from jaxalign.planning.workload import FILL, Workload
 from jaxalign.studies.cost.measures import measure_lines
-from jaxalign.studies.cost.workload import architecture_of, cached_file, hub_architecture, workload_of
+from jaxalign.studies.cost.workload import architecture_of, workload_of
 from jaxalign.studies.plan import PlannedStage
 from jaxalign.studies.study import Study
 

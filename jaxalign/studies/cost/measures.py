@@ -10,9 +10,9 @@ from jaxalign.data.sources import expand
 from jaxalign.errors import DataError
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning import flops
+from jaxalign.planning.architectures import hub_architecture
 from jaxalign.planning.memory import sizes
 from jaxalign.planning.targets import Target
-from jaxalign.studies.cost.workload import hub_architecture
 from jaxalign.studies.study import PublishedData, Study, Work
 
 if TYPE_CHECKING:

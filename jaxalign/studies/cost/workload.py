@@ -19,8 +19,8 @@ from jaxalign.data.holdout import prompt_key
 from jaxalign.data.sources import expand
 from jaxalign.errors import ConfigError, DataError, ModelError
 from jaxalign.methods import Layout, get_method
-from jaxalign.models.config_json import parse_config
 from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.planning.architectures import hub_architecture, read_file
 from jaxalign.planning.workload import Workload
 from jaxalign.studies.plan import PlannedStage
 from jaxalign.studies.study import PublishedData
@@ -39,31 +39,9 @@ def architecture_of(
     root, name = _root(stage, stages, option)
     if option == "model.path" or name != stage.config.reference.source:
         if root.model.config is not None and root.model.path is None:
-            return _read(Path(root.model.config))
+            return read_file(Path(root.model.config))
         name = root.model.path if option == "model.path" else name
     return None if name is None else hub_architecture(name, known)
-
-
-def hub_architecture(name: str, known: Mapping[str, Mapping[str, Any]]) -> DecoderConfig | None:
-    """The architecture of a folder or hub id: on disk, told by the study, or in the hub's cache; None = unknown."""
-    file = Path(name).expanduser() / "config.json"
-    if file.is_file():
-        return _read(file)
-    if name in known:
-        return parse_config(dict(known[name]), generation={}, where=name)
-    cached = cached_file(name, "config.json")
-    return None if cached is None else _read(cached)
-
-
-def cached_file(name: str, file: str) -> Path | None:
-    """A file of a hub repository that was downloaded before."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(name, file)
-    except ValueError:  # no hub id
-        return None
-    return Path(found) if isinstance(found, str) else None
 
 
 def workload_of(
@@ -84,13 +62,6 @@ def _root(stage: PlannedStage, stages: Mapping[str, PlannedStage], option: str) 
     while "model.path" in stage.inputs:
         stage = stages[stage.inputs["model.path"]]
     return stage.config, stage.config.model.path
-
-
-def _read(path: Path) -> DecoderConfig | None:
-    try:
-        return parse_config(json.loads(path.read_text(encoding="utf-8")), generation={}, where=str(path))
-    except (OSError, ValueError, ModelError):
-        return None
 
 
 def _counted(config: RunConfig, root: RunConfig) -> Workload | None:
