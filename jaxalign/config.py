@@ -46,6 +46,25 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Low-rank adapters: train small matrices beside the frozen weights, and start from the weights exactly."""
+
+    kind: Annotated[
+        Literal["none", "lora"],
+        "none = all weights are trained; lora = x W + scale * (x A) B, with W frozen and A, B trained in float32.",
+    ] = "none"
+    rank: Annotated[int, "Columns of A and rows of B.", Range(ge=1)] = 16
+    alpha: Annotated[float, "The scale is alpha / rank.", Range(gt=0)] = 32.0
+    rslora: Annotated[bool, "The scale is alpha / sqrt(rank) instead (rsLoRA), for large ranks."] = False
+    targets: Annotated[
+        str,
+        "Regular expression searched for in the paths of the blocks' matrices: layers/attention/query, key, value,"
+        " output, layers/mlp/gate, up, down. The default finds all.",
+    ] = ".*"
+    head: Annotated[bool, "Also train the linear head that the method adds, such as a reward model's."] = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The examples: where they come from and how they become tokens."""
 
@@ -243,6 +262,7 @@ class RunConfig:
     """Everything that decides a run, except where its files go (`--workdir`)."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxalign.config import RunConfig, to_dict
+from jaxalign.config import AdapterConfig, RunConfig, section_names, to_dict
 from jaxalign.data.formats import check_columns
 from jaxalign.errors import ConfigError
 
@@ -53,6 +53,7 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 def cross_checks(config: RunConfig, devices: int | None = None) -> Iterator[Problem]:
     """Every problem between fields. Reads no file and loads nothing but the table of methods."""
     yield from _model(config)
+    yield from _adapter(config)
     yield from _data(config)
     yield from _method(config)
     yield from _optimizer(config)
@@ -78,6 +79,24 @@ def _model(config: RunConfig) -> Iterator[Problem]:
             ("model.path", "model.config", "model.tokenizer"),
             "model.tokenizer: got none, expected a folder or hub id, because model.config brings no tokenizer.",
         )
+
+
+def _adapter(config: RunConfig) -> Iterator[Problem]:
+    adapter = config.adapter
+    if adapter.kind == "none":
+        for name in section_names("adapter"):
+            value, default = getattr(adapter, name), getattr(AdapterConfig(), name)
+            if value != default:
+                yield (
+                    (f"adapter.{name}", "adapter.kind"),
+                    f"adapter.{name}: got {value!r} with adapter.kind 'none', which trains all weights. Did you mean"
+                    " adapter.kind=lora?",
+                )
+        return
+    from jaxalign.models.adapters import check_targets
+
+    for problem in check_targets(adapter.targets, "adapter.targets"):
+        yield ("adapter.targets",), problem
 
 
 def _data(config: RunConfig) -> Iterator[Problem]:

@@ -8,14 +8,14 @@ from pathlib import Path
 import jax
 
 from jaxalign.build.data import architecture, export_tokenizer, tokenizer_folder
-from jaxalign.build.model import make_policy, mesh_plan
+from jaxalign.build.model import make_policy, make_trainable, mesh_plan, start_variables
 from jaxalign.config import RunConfig, read_json
 from jaxalign.data.prompts import end_token_ids
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError
 from jaxalign.methods import get_method
 from jaxalign.models.huggingface import load_policy, resolve, save_pretrained
-from jaxalign.training.checkpoint import Checkpoints
+from jaxalign.training.checkpoint import Checkpoints, abstract_state
 
 
 def convert(source: str | Path, target: str | Path, *, dtype: str | None = None) -> None:
@@ -47,21 +47,21 @@ def _convert_checkpoint(run: Path, step: int | None, target: str | Path, dtype: 
     checkpoints = Checkpoints(run / "checkpoints")
     if step is None and checkpoints.latest_step is None:
         raise ConfigError(f"--from: {run} has no checkpoint yet.")
-    policy, trained = _restore(config, checkpoints, step)
+    policy, variables = _restore(config, checkpoints, step)
     tokenizer = export_tokenizer(config, load_tokenizer(tokenizer_folder(config)))
-    save_pretrained(policy, trained, target, tokenizer=tokenizer, end_tokens=end_token_ids(tokenizer), dtype=dtype)
+    save_pretrained(policy, variables, target, tokenizer=tokenizer, end_tokens=end_token_ids(tokenizer), dtype=dtype)
 
 
 def _restore(config: RunConfig, checkpoints: Checkpoints, step: int | None):
     plan = mesh_plan(dataclasses.replace(config, mesh=type(config.mesh)()))
     policy = make_policy(config, architecture(config), plan, get_method(config.method.name))
+    trainable = make_trainable(config)
     shardings = plan.tree_shardings(policy.axes(), policy.abstract())
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        policy.abstract(),
-        shardings,
-    )
-    return policy, checkpoints.restore_trained(abstract, step)
+    trained, untrained = trainable.split(abstract_state(policy.abstract(), shardings))
+    trained = checkpoints.restore_trained(trained, step)
+    # What is not trained is in no checkpoint: it is what the run started from.
+    frozen = trainable.split(start_variables(config, policy, plan))[1] if jax.tree.leaves(untrained) else untrained
+    return policy, trainable.join(trained, frozen)
 
 
 def _stored_dtype(folder: Path) -> str:

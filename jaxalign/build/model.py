@@ -10,12 +10,14 @@ import jax
 from jaxalign.config import RunConfig, resolve, validate
 from jaxalign.errors import ConfigError
 from jaxalign.methods import Method
+from jaxalign.models.adapters import Adapter
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.huggingface import load_variables
 from jaxalign.models.huggingface import resolve as resolve_model
 from jaxalign.models.policy import Policy, build_policy
 from jaxalign.training.mesh import MeshPlan, make_mesh
 from jaxalign.training.readings import wants_language_head
+from jaxalign.training.trainable import Trainable, adapters, full
 
 
 def settled(config: RunConfig) -> RunConfig:
@@ -43,8 +45,8 @@ def make_policy(config: RunConfig, decoder: DecoderConfig, plan: MeshPlan, metho
       config: the run.
       decoder: the architecture.
       plan: the mesh.
-      method: that the model is trained with, which may need a head of its own, or no language model's; None = the
-        model is only read.
+      method: that the model is trained with, which may need a head of its own, or no language model's, and with the
+        run's adapters; None = the model is only read.
     """
     outputs = 0 if method is None else method.head_outputs(method.resolve_options(config.method.options))
     return build_policy(
@@ -56,7 +58,21 @@ def make_policy(config: RunConfig, decoder: DecoderConfig, plan: MeshPlan, metho
         attention=config.model.attention,
         head_outputs=outputs,
         language_head=method is None or wants_language_head(method),
+        adapter=None if method is None else make_adapter(config),
     )
+
+
+def make_adapter(config: RunConfig) -> Adapter | None:
+    """The low-rank adapters that a run trains, if it does."""
+    settings = config.adapter
+    if settings.kind == "none":
+        return None
+    return Adapter(settings.rank, settings.alpha, settings.targets, settings.rslora)
+
+
+def make_trainable(config: RunConfig) -> Trainable:
+    """Which variables a run trains."""
+    return full() if config.adapter.kind == "none" else adapters(head=config.adapter.head)
 
 
 def start_variables(config: RunConfig, policy: Policy, plan: MeshPlan) -> Any:

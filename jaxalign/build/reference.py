@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxalign.build.data import CheckedData, architecture, check_data, lay_out, training_steps
-from jaxalign.build.model import load_folder, make_policy, mesh_plan, settled, start_variables
+from jaxalign.build.model import load_folder, make_policy, make_trainable, mesh_plan, settled, start_variables
 from jaxalign.build.progress import bar
 from jaxalign.build.reference_views import View, reference_views
 from jaxalign.config import RunConfig
@@ -25,6 +25,7 @@ from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.data.written_pairs import pair_records, write_pairs
 from jaxalign.errors import ConfigError
 from jaxalign.methods import Layout, get_method
+from jaxalign.models.adapters import without_adapter
 from jaxalign.models.config_json import read_config
 from jaxalign.models.huggingface import resolve, weights_hash
 from jaxalign.models.policy import Policy
@@ -104,6 +105,7 @@ def make_reference(
     plan: MeshPlan,
     *,
     donated: bool,
+    shared: bool = False,
 ) -> RunReference:
     """The run's reference. Fills the cache first where it is cached and something is missing.
 
@@ -114,6 +116,7 @@ def make_reference(
       start: gives the weights that training starts from; called only if they are needed.
       plan: the mesh.
       donated: whether the caller gives these weights away to training, so that a live reference needs a copy.
+      shared: whether the caller keeps them in ``frozen["policy"]`` under adapters, so that it needs none.
 
     Raises:
       ConfigError: the method cannot use this reference.
@@ -130,7 +133,15 @@ def make_reference(
     elif source == "columns":
         made = references.given_sums()
     elif mode == "moving":
-        made = references.moving(policy, rate=settings.update_rate, every=settings.update_every, dtype=settings.dtype)
+        made = references.moving(
+            policy,
+            rate=settings.update_rate,
+            every=settings.update_every,
+            dtype=settings.dtype,
+            trainable=make_trainable(config),
+        )
+    elif mode == "live" and source == "policy" and shared:
+        made = references.shared(policy)
     elif mode == "live" and source == "policy":
         made = references.frozen(policy)
         frozen = jax.tree.map(lambda leaf: leaf.copy(), start()) if donated else start()
@@ -278,7 +289,7 @@ def _fill(
     def score(examples):
         if not scorer:
             if own:
-                theirs, weights = policy, start()
+                theirs, weights = policy, without_adapter(start())
             else:
                 folder = resolve(source, option="reference.source")
                 theirs = make_policy(config, read_config(folder), plan)

@@ -26,7 +26,7 @@ from jaxalign.build.data import (
 )
 from jaxalign.build.evaluate import check_best_metric, make_evaluator
 from jaxalign.build.manifest import Manifest, check_same_configuration, check_same_data
-from jaxalign.build.model import make_policy, mesh_plan, settled, start_variables
+from jaxalign.build.model import make_policy, make_trainable, mesh_plan, settled, start_variables
 from jaxalign.build.reference import RunReference, make_reference, plan_reference
 from jaxalign.build.reference_views import View
 from jaxalign.build.start_check import make_start_check
@@ -48,7 +48,7 @@ from jaxalign.training.scoring import score
 from jaxalign.training.state import Frozen, TrainState, create_state, state_shardings
 from jaxalign.training.step import make_train_step
 from jaxalign.training.throughput import Throughput, measure_matmul_peak, training_flops_per_token
-from jaxalign.training.trainable import full
+from jaxalign.training.trainable import Trainable
 from jaxalign.types import Rows, Variables
 
 _log = logging.getLogger("jaxalign")
@@ -127,27 +127,31 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
     )
     fresh = checkpoints.latest_step is None
     start = functools.cache(lambda: start_variables(config, policy, plan))
-    reference = make_reference(config, views, policy, start, plan, donated=fresh)
+    trainable = make_trainable(config)
+    adapted = policy.adapter is not None
+    reference = make_reference(config, views, policy, start, plan, donated=fresh, shared=adapted)
     manifest.note_reference(reference.facts)
 
     optimizer, schedule = _optimizer(config.optimizer, steps)
-    trainable = full()
 
     def begin(variables: Variables) -> tuple[TrainState, Any]:
         return create_state(variables, trainable, optimizer, reference.reference, config.train.seed, method.state)
 
     shapes, untrained_shapes = jax.eval_shape(begin, policy.abstract())
-    shardings = state_shardings(shapes, plan.tree_shardings(policy.axes(), policy.abstract()), plan.replicated)
+    places = plan.tree_shardings(policy.axes(), policy.abstract())
+    shardings = state_shardings(shapes, places, plan.replicated)
     batches = shuffled(data.train, method, config, reference.attach["train"])
     layout = lay_out(batches, plan.batch_size * config.train.microbatches, config.data.row_length, steps)
     packer = layout.packer(column_names(method, reference.reference.columns), plan.local_rows)
     iterator = training_iterator(batches, packer, steps)
     if fresh:
-        state, untrained = jax.jit(begin, donate_argnums=0, out_shardings=(shardings, None))(start())
+        state, untrained = jax.jit(begin, donate_argnums=0, out_shardings=(shardings, trainable.split(places)[1]))(
+            start()
+        )
         progress = Progress()
     else:
         restored = checkpoints.restore(abstract_state(shapes, shardings))
-        state, untrained = restored.state, jax.tree.map(lambda _: None, untrained_shapes)
+        state, untrained = restored.state, trainable.split(start())[1] if jax.tree.leaves(untrained_shapes) else {}
         iterator.set_state(restored.iterator)
         progress = Progress.from_dict(restored.step, restored.run)
     start.cache_clear()  # the weights it gave are donated, or only the reference's from here on
@@ -183,6 +187,7 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
     manifest.note(
         steps=steps,
         parameters=_count(policy.abstract()),
+        trained=_count(shapes.trainable),
         rows={**layout.shape._asdict(), "row_counts": list(layout.row_counts)},
         mesh=dict(plan.mesh.shape),
         resumed_at=progress.step,
@@ -223,7 +228,7 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
     manifest.note(method_state=_exported_statistics(checkpoints, state, shardings, progress.step))
     trained = trainable.join(state.trainable, frozen["policy"])
     if config.train.export:
-        step = _export(this, checkpoints, trained, shardings.trainable, progress.step)
+        step = _export(this, checkpoints, trained, trainable, shardings.trainable, progress.step)
         manifest.note(exported_step=step)
     checkpoints.close()
     return TrainResult(policy, trained, last, this.workdir)
@@ -254,11 +259,17 @@ def _throughput(config: RunConfig, policy: Policy, plan: MeshPlan) -> Throughput
     abstract = policy.abstract()["params"]
     used = _count(abstract) - (0 if policy.config.tied_embeddings else _count(abstract["embed"]))
     live = config.reference.source != "none" and config.reference.mode != "cached"
-    flops = training_flops_per_token(used, live_reference=live)
+    trained = None
+    if policy.adapter is not None:
+        trained = _count(make_trainable(config).split(policy.abstract())[0])
+        used += trained
+    flops = training_flops_per_token(used, live_reference=live, trained=trained)
     return Throughput(flops, measure_matmul_peak(config.model.dtype) * plan.mesh.size)
 
 
-def _export(this: _Run, checkpoints: Checkpoints, trained: Variables, shardings: Any, step: int) -> int:
+def _export(
+    this: _Run, checkpoints: Checkpoints, variables: Variables, trainable: Trainable, shardings: Any, step: int
+) -> int:
     """Writes the last weights, or the best where a metric says which these are, as a Hugging Face folder.
 
     Returns:
@@ -267,12 +278,13 @@ def _export(this: _Run, checkpoints: Checkpoints, trained: Variables, shardings:
     config, best = this.config, checkpoints.best_step
     if best is not None and best != step:
         step = best
-        trained = checkpoints.restore_trained(abstract_state(this.policy.abstract(), shardings), best)
+        abstract = abstract_state(trainable.split(this.policy.abstract())[0], shardings)
+        variables = trainable.join(checkpoints.restore_trained(abstract, best), trainable.split(variables)[1])
     path = config.model.path
     tokenizer = export_tokenizer(config, this.data.tokenizer)
     save_pretrained(
         this.policy,
-        trained,
+        variables,
         this.workdir / "export",
         tokenizer=tokenizer,
         end_tokens=end_token_ids(tokenizer),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxalign.models import attention as forms
+from jaxalign.models.adapters import COLLECTION, Adapter
 from jaxalign.models.attention import Cache, Ranges
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.layers import (
@@ -48,6 +49,7 @@ class Settings(NamedTuple):
     attention: forms.AttentionForm
     constrain: Any
     remat: str
+    adapter: Adapter | None = None
 
 
 class PerLayer(NamedTuple):
@@ -90,6 +92,7 @@ class Attention(nn.Module):
                 axes=("embed", axis, "head"),
                 inputs=config.width,
                 bias_axes=2 * config.qkv_bias,
+                adapter=self.settings.adapter,
                 name=name,
                 **dtypes,
             )(x)
@@ -119,6 +122,7 @@ class Attention(nn.Module):
             inputs=config.heads * config.head_dim,
             bias_axes=int(config.output_bias),
             scale=_output_scale(config),
+            adapter=self.settings.adapter,
             name="output",
             **dtypes,
         )(out)
@@ -149,6 +153,7 @@ class Block(nn.Module):
             activation=config.activation,
             bias=config.mlp_bias,
             output_scale=_output_scale(config),
+            adapter=self.settings.adapter,
             name="mlp",
             **dtypes,
         )(normed)
@@ -187,7 +192,7 @@ class Decoder(nn.Module):
             block = nn.remat(Block, policy=REMAT_POLICIES[settings.remat], prevent_cse=False)
         scanned = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, COLLECTION: 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=config.layers,

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxalign.errors import ModelError, did_you_mean
+from jaxalign.models.adapters import merged, merged_kernels
 from jaxalign.models.config_json import config_json
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.families import CLASS_NAMES, Kind
@@ -64,7 +65,7 @@ def save_pretrained(
 
     Args:
       policy: says the architecture.
-      variables: the weights, on any devices and in any sharding.
+      variables: the weights, on any devices and in any sharding. Adapters are merged into them.
       folder: the target. An earlier export there is replaced; a folder with other files is left alone.
       tokenizer: a transformers tokenizer (written by its own ``save_pretrained``, with its chat template), or a folder
         whose tokenizer files are copied; None writes none.
@@ -105,8 +106,9 @@ def save_pretrained(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     try:
+        scale = 0.0 if policy.adapter is None else policy.adapter.scale
         shapes = [(name, shape) for name, shape in tensors_of(variables, config, values=False)]
-        arrays = (np.asarray(array, EXPORT_DTYPES[dtype]) for _, array in tensors_of(variables, config))
+        arrays = (np.asarray(array, EXPORT_DTYPES[dtype]) for _, array in tensors_of(variables, config, scale=scale))
         write_tensors(staging, shapes, EXPORT_DTYPES[dtype], arrays, max_shard_bytes=max_shard_bytes, writes=writes)
         if writes:
             _write_json(staging / "config.json", {**fields, **ids})
@@ -147,16 +149,20 @@ def _stored(tree: Any) -> dict[str, Any]:
     return {name: tree[name] for name in COLLECTIONS if name in tree}
 
 
-def tensors_of(variables: Variables, config: DecoderConfig, *, values: bool = True) -> Iterator[tuple[str, Any]]:
+def tensors_of(
+    variables: Variables, config: DecoderConfig, *, values: bool = True, scale: float = 0.0
+) -> Iterator[tuple[str, Any]]:
     """Checkpoint names with their tensors, in the checkpoint's layout; with their shapes if not `values`.
 
-    One tensor at a time, layers outermost, so that a file is written and read from front to back.
+    One tensor at a time, layers outermost, so that a file is written and read from front to back. Adapters are merged
+    into the tensors that they adapt, times `scale` (`jaxalign.models.adapters.Adapter`); 0 leaves them away.
     """
     leaves = dict(zip(tree_paths(variables), jax.tree.leaves(_stored(variables)), strict=True))
     unknown = [f"parameter {path!r} has no place in a checkpoint." for path in leaves if path not in WEIGHTS]
     if unknown:
         raise ModelError(unknown)
 
+    factors = merged_kernels(variables) if scale else {}
     outputs = leaves["score/kernel"].shape[-1] if "score/kernel" in leaves else 0
 
     def item(path: str, layer: int | None) -> tuple[str, Any]:
@@ -164,6 +170,9 @@ def tensors_of(variables: Variables, config: DecoderConfig, *, values: bool = Tr
         if not values:
             return weight.name.format(layer=layer), their_shape(weight, config, outputs)
         array = leaves[path] if layer is None else leaves[path][layer]
+        if path in factors:
+            a, b = factors[path]
+            array = merged(array, a[layer], b[layer], scale)
         return weight.name.format(layer=layer), to_theirs(_on_host(array), weight, config, outputs)
 
     before = [path for path in WEIGHTS if path in leaves and path == "embed/embedding"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import ModelError, did_you_mean
+from jaxalign.models.adapters import COLLECTION, init_adapter, without_adapter
 from jaxalign.models.config_json import checkpoint_kind, read_config
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.export import save_pretrained, tree_paths
@@ -89,21 +90,22 @@ def load_variables(
     The host holds one shard of one parameter at a time; devices that hold the same shard get it from one read.
 
     A policy with a linear head starts from any causal language model: the folder has no such head, so a fresh one is
-    drawn from `seed`, the same for any sharding. From the folder of a classifier its head is read.
+    drawn from `seed`, the same for any sharding. From the folder of a classifier its head is read. Adapters start
+    fresh, drawn from `seed` as well.
 
     Args:
       folder: a Hugging Face folder with one safetensors file or an index of several.
       policy: says the expected tree.
       param_dtype: converted to; None = the policy's. A linear head is float32.
       shardings: see `load_policy`.
-      seed: of a head that the folder does not have.
+      seed: of a head that the folder does not have, and of adapters.
 
     Raises:
       ModelError: a classifier where a language model is expected, or another one than expected; else missing,
         unexpected and mis-shaped tensors, all at once. Before any is read.
     """
     tensors = Tensors(folder)
-    abstract, axes = policy.abstract(), policy.axes()
+    abstract, axes = without_adapter(policy.abstract()), without_adapter(policy.axes())
     paths = tree_paths(abstract)
     fresh = _fresh_head(tensors, policy, seed)
     _check(tensors, [path for path in paths if path not in fresh], policy)
@@ -131,7 +133,17 @@ def load_variables(
         return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
     leaves = [load(path, leaf) for path, leaf in zip(paths, jax.tree.leaves(abstract), strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    variables = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    return variables if policy.adapter is None else variables | {COLLECTION: _fresh_adapter(policy, shardings, seed)}
+
+
+def _fresh_adapter(policy: Policy, shardings: Shardings | None, seed: int) -> Any:
+    """The factors of the policy's adapters at the start, made where they live."""
+    abstract, axes = policy.abstract()[COLLECTION], policy.axes()[COLLECTION]
+    placed = None
+    if shardings is not None:
+        placed = jax.tree.map(lambda leaf, names: shardings(names, leaf.shape), abstract, axes)
+    return jax.jit(lambda rng: init_adapter(rng, abstract), out_shardings=placed)(jax.random.key(seed))
 
 
 def _fresh_head(tensors: Tensors, policy: Policy, seed: int) -> dict[str, np.ndarray]:

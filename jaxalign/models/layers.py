@@ -17,6 +17,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jaxalign.models.adapters import COLLECTION, Adapter, factor_axes, factor_shapes, low_rank
 from jaxalign.models.decoder_config import RopeScaling
 
 Axes = tuple[str | None, ...]
@@ -68,9 +69,9 @@ def exact(dtype: Any) -> jax.lax.Precision | None:
 
 
 class Projection(nn.Module):
-    """``einsum(equation, x, kernel) + bias``.
+    """``einsum(equation, x, kernel) + bias``, plus the low-rank product of an adapter where there is one.
 
-    The one place where a weight matrix meets activations, and so the one place for adapters.
+    The one place where a weight matrix of a block meets activations, and so the one place for adapters.
     """
 
     equation: str
@@ -82,6 +83,7 @@ class Projection(nn.Module):
     scale: float = 1.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    adapter: Adapter | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -92,7 +94,26 @@ class Projection(nn.Module):
             shape, axes = self.shape[-self.bias_axes :], self.axes[-self.bias_axes :]
             bias = self.param("bias", named(nn.initializers.zeros, axes), shape, self.param_dtype)
             y = y + bias.astype(self.dtype)
+        adapter, factors = self.adapter, self._factors()
+        if adapter is not None and factors is not None:
+            y = y + low_rank(self.equation, x, *factors, adapter.scale, exact(self.dtype))
         return y
+
+    def _factors(self) -> tuple[Array, Array] | None:
+        """The adapter's factors, made where variables are made; None where the variables have none: the base."""
+        if self.adapter is None:
+            return None
+        made = self.is_mutable_collection(COLLECTION) and self.adapter.adapts("/".join(self.path))
+        if not (made or self.has_variable(COLLECTION, "a")):
+            return None
+        shapes = factor_shapes(self.equation, self.shape, self.adapter.rank)
+        axes = factor_axes(self.equation, self.axes)
+
+        def factor(name: str, shape: tuple[int, ...], names: Axes) -> Array:
+            # Only their shapes and names are used: `init_adapter` draws the values.
+            return self.variable(COLLECTION, name, lambda: Named(jnp.zeros(shape, jnp.float32), names)).value
+
+        return factor("a", shapes[0], axes[0]), factor("b", shapes[1], axes[1])
 
 
 class RMSNorm(nn.Module):
@@ -146,11 +167,17 @@ class GatedMLP(nn.Module):
     output_scale: float
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    adapter: Adapter | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
         """What the MLP adds."""
-        common = {"bias_axes": int(self.bias), "dtype": self.dtype, "param_dtype": self.param_dtype}
+        common = {
+            "bias_axes": int(self.bias),
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "adapter": self.adapter,
+        }
         wide = {"equation": "rtd,df->rtf", "shape": (self.width, self.mlp_width), "axes": ("embed", "mlp")}
         gate = Projection(**wide, inputs=self.width, name="gate", **common)(x)
         up = Projection(**wide, inputs=self.width, name="up", **common)(x)

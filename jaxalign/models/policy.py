@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxalign.errors import ModelError, did_you_mean
+from jaxalign.models.adapters import COLLECTION, Adapter, check_adapter, init_adapter
 from jaxalign.models.attention import Cache, attention_form, ranges_of
 from jaxalign.models.decoder import REMAT_POLICIES, Decoder, Settings
 from jaxalign.models.decoder_config import DecoderConfig
@@ -47,6 +48,8 @@ class Policy:
       head_outputs: C, 0 without such a head.
       language_head: False for a model that has such a head only: then `head`, `logits`, `prefill` and `decode` raise
         `ModelError`.
+      adapter: the low-rank adapters whose factors are ``variables["lora"]`` (`jaxalign.models.adapters`). All
+        functions also take variables without them: they are then those of the base model. None without any.
     """
 
     config: DecoderConfig
@@ -64,6 +67,7 @@ class Policy:
     outputs: Callable[[Variables, Array], Array] | None = None
     head_outputs: int = 0
     language_head: bool = True
+    adapter: Adapter | None = None
 
 
 def identity(array: Array, axes: Axes) -> Array:
@@ -82,6 +86,7 @@ def build_policy(
     attention: str = "auto",
     head_outputs: int = 0,
     language_head: bool = True,
+    adapter: Adapter | None = None,
 ) -> Policy:
     """The policy of an architecture.
 
@@ -96,9 +101,10 @@ def build_policy(
       head_outputs: outputs of a linear head on the hidden states, 0 = none. It is float32, whatever `param_dtype`.
       language_head: whether it is a language model, with or without that head. A reward model is none, and has no
         output matrix to store and to train.
+      adapter: low-rank adapters beside the blocks' projections; None = none.
 
     Raises:
-      ModelError: an unknown name, or a model without any head; all at once.
+      ModelError: an unknown name, a model without any head, or an adapter that adapts nothing; all at once.
     """
     problems = []
     for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
@@ -113,7 +119,8 @@ def build_policy(
         raise ModelError(problems)
 
     compute, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
-    module = Decoder(config, Settings(compute, stored, attention_form(attention), constrain, remat), language_head)
+    settings = Settings(compute, stored, attention_form(attention), constrain, remat, adapter)
+    module = Decoder(config, settings, language_head)
 
     def run(variables: Variables, *args: Any, **kwargs: Any) -> Any:
         return module.apply(cast(Any, variables), *args, **kwargs)
@@ -150,6 +157,8 @@ def build_policy(
 
     def init(rng: Array) -> dict[str, Any]:
         variables = jax.tree.map(Named.unbox, boxed(rng), is_leaf=is_box)
+        if adapter is not None:
+            variables |= {COLLECTION: init_adapter(rng, abstract()[COLLECTION])}
         return variables | ({"head": init_head(rng, config.width, head_outputs)} if head_outputs else {})
 
     @functools.cache  # traced once; the trees handed out are made anew from it
@@ -181,6 +190,9 @@ def build_policy(
         states, cache, _ = run(variables, tokens[:, None], positions[:, None], cache=cache)
         return project(variables, states[:, 0]), cache
 
+    if adapter is not None:
+        check_adapter(adapter, abstract().get(COLLECTION), config.family)
+
     # Compiled, so that a call outside of jit does not trace and compile the scan anew; inside of jit it is inlined.
     return Policy(
         config=config,
@@ -198,4 +210,5 @@ def build_policy(
         outputs=jax.jit(apply_head) if head_outputs else None,
         head_outputs=head_outputs,
         language_head=language_head,
+        adapter=adapter,
     )

@@ -54,6 +54,11 @@ WEIGHTS: Mapping[str, Weight] = {
 """Path in ``variables["params"]``: its tensor; ``score/...`` is the collection ``variables["head"]``, the linear head
 of `models/heads.py`. The names are the same in all families so far."""
 
+PROJECTIONS = tuple(
+    path.removesuffix("/kernel") for path, weight in WEIGHTS.items() if "{layer}" in weight.name and "/kernel" in path
+)
+"""Paths of the blocks' matrices that adapters may stand beside: ``layers/attention/query``, ..."""
+
 IGNORED_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq$|.*\.attn\.masked_bias$")
 """Buffers of old exports; they follow from the configuration."""
 

@@ -7,6 +7,7 @@ know which it is, so one loss serves every reference:
 source             what it reads                                        lives in        token level
 =================  ===================================================  ==============  ===========
 `frozen`           a model, by default a copy of the start              ``frozen``      yes
+`shared`           the base under the policy's adapters                 ``frozen``      yes
 `moving`           a copy that follows the policy (EMA, TR-DPO)         the state       yes
 `cached`           the column ``reference_logps``                       the data        yes
 `cached_sums`      the column ``reference_sums``                        the data        no
@@ -31,7 +32,10 @@ from jaxalign.errors import ConfigError
 from jaxalign.logprobs import Distribution
 from jaxalign.methods import INPUTS, Logps, Method
 from jaxalign.training.scoring import score, sum_completions
+from jaxalign.training.trainable import Trainable, full
 from jaxalign.types import Rows, Variables
+
+FULL = full()
 
 
 class ReferenceLogps(NamedTuple):
@@ -89,9 +93,33 @@ def frozen(policy: Any) -> Reference:
     return Reference(_no_state, logps, _keep, distribution=distribution)
 
 
+def shared(policy: Any) -> Reference:
+    """The base under the policy's adapters: the frozen weights that the step reads anyway, without a second copy.
+
+    Its variables are ``frozen["policy"]``, over which ``frozen["reference"]`` is laid: empty for the base itself, an
+    adapter collection (``{"lora": ...}``) for a reference that is another adapter on the same base. With fresh
+    adapters, whose B is 0, the log-ratio at step 0 is exactly 0.
+
+    Args:
+      policy: the policy's functions, or for another adapter functions built with its rank and scale.
+    """
+
+    def variables(frozen):
+        return {**frozen["policy"], **frozen["reference"]}
+
+    def logps(state, frozen, rows):
+        return _scored(policy, variables(frozen), rows)
+
+    def distribution(state, frozen, rows):
+        return _distribution(policy, variables(frozen), rows)
+
+    return Reference(_no_state, logps, _keep, distribution=distribution)
+
+
 def moving(
     policy: Any,
     *,
+    trainable: Trainable = FULL,
     rate: float = 1.0,
     every: int = 1,
     dtype: str | None = None,
@@ -104,8 +132,13 @@ def moving(
     exponential moving average with decay ``1 - rate``. The copy is part of the train state: checkpointed, restored and
     sharded like the policy.
 
+    Only what is trained is copied. With adapters these are the factors, and each is mixed by itself: at ``rate=1`` the
+    reference is the policy of that step, as without adapters; below, ``A B`` of the mixed factors is another matrix
+    than the mix of the products ``A B``, which has no factors of the same rank.
+
     Args:
       policy: the policy's functions.
+      trainable: which of its variables are trained.
       rate: share of the policy in the new reference, in (0, 1].
       every: optimizer steps between two updates; the first comes after step ``every``.
       dtype: dtype in which the copy is kept, ``"float32"`` or ``"bfloat16"``; None keeps the policy's.
@@ -133,10 +166,11 @@ def moving(
 
     def init(variables):
         # A real copy: the policy's arrays are donated to the step, and one buffer cannot be given away twice.
-        return jax.tree.map(lambda x: jnp.array(x, dtype if _is_float(x) else None, copy=True), variables)
+        trained, _ = trainable.split(variables)
+        return jax.tree.map(lambda x: jnp.array(x, dtype if _is_float(x) else None, copy=True), trained)
 
     def logps(state, frozen, rows):
-        return _scored(policy, state, rows)
+        return _scored(policy, trainable.join(state, frozen.get("policy", {})), rows)
 
     def mixed(reference, current):
         if rate == 1 or not _is_float(reference):
@@ -147,14 +181,14 @@ def moving(
         return (old + rate * (current.astype(wide) - old)).astype(reference.dtype)
 
     def update(state, variables, step):
-        variables = jax.lax.stop_gradient(variables)
+        trained, _ = trainable.split(jax.lax.stop_gradient(variables))
         if every == 1:
-            return jax.tree.map(mixed, state, variables)
+            return jax.tree.map(mixed, state, trained)
         due = step % every == 0
-        return jax.lax.cond(due, lambda s, v: jax.tree.map(mixed, s, v), lambda s, v: s, state, variables)
+        return jax.lax.cond(due, lambda s, v: jax.tree.map(mixed, s, v), lambda s, v: s, state, trained)
 
     def distribution(state, frozen, rows):
-        return _distribution(policy, state, rows)
+        return _distribution(policy, trainable.join(state, frozen.get("policy", {})), rows)
 
     return Reference(init, logps, update, distribution=distribution)
 

@@ -12,8 +12,9 @@ MATMULS = 8
 """Products in one timed call, so that its dispatch hardly counts."""
 
 
-def training_flops_per_token(parameters: int, *, live_reference: bool = False) -> float:
-    """Model FLOPs of one token in a training step: 2 N forward, 4 N backward, 2 N for a reference computed live.
+def training_flops_per_token(parameters: int, *, live_reference: bool = False, trained: int | None = None) -> float:
+    """Model FLOPs of one token in a training step: 2 N forward, 2 N backward, 2 N for a reference computed live, and 2
+    for the gradient of each trained weight.
 
     Attention's products between tokens, recomputation and padding are not counted, so the utilisation made from it is a
     lower bound of the work done.
@@ -21,8 +22,9 @@ def training_flops_per_token(parameters: int, *, live_reference: bool = False) -
     Args:
       parameters: N, the weights a token is multiplied with (the embedding table is a look-up and does not count).
       live_reference: whether each step also runs a reference of the same size.
+      trained: how many of them are trained; None = all.
     """
-    return float(parameters) * (8 if live_reference else 6)
+    return float(parameters) * (6 if live_reference else 4) + 2.0 * (parameters if trained is None else trained)
 
 
 def measure_matmul_peak(dtype: str | jnp.dtype = "bfloat16", *, seconds: float = 0.02) -> float:

@@ -24,6 +24,32 @@ def full() -> Trainable:
     return Trainable(split=lambda variables: (variables, {}), join=lambda trainable, frozen: trainable)
 
 
+def adapters(*, head: bool = False) -> Trainable:
+    """Only the low-rank factors beside the frozen weights (`jaxalign.models.adapters`), and perhaps the linear head.
+
+    The base gets no gradient and no optimizer state, is not donated and in no checkpoint. It is what is frozen here,
+    so a reference that is the model before training needs no copy of it (`jaxalign.training.references.shared`).
+
+    Args:
+      head: train the linear head of a reward model or of a method as well, which starts from random numbers.
+
+    Raises:
+      ConfigError: from `split`, when the variables have no adapters.
+    """
+    names = ("lora", "head") if head else ("lora",)
+
+    def split(variables):
+        if "lora" not in variables:
+            raise ConfigError(f"the variables have no adapters, only {', '.join(variables)}: build the policy with one")
+        trainable = {name: value for name, value in variables.items() if name in names}
+        return trainable, {name: value for name, value in variables.items() if name not in names}
+
+    def join(trainable, frozen):
+        return {**frozen, **trainable}
+
+    return Trainable(split, join)
+
+
 def matching(pattern: str) -> Trainable:
     """The variables whose path, such as ``params/layers/attention/query``, has a match of the regular expression.
 
