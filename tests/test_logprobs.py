@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.data.rows import RowShape, build_rows
+from jaxalign.data.row_plans import RowShape
+from jaxalign.data.rows import build_rows
 from jaxalign.logprobs import STATISTICS, Distribution, completion_sums, token_scores
 from jaxalign.training.scoring import by_completion, completion_lengths
 from tests.training.conftest import examples_for

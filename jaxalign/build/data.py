@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from jaxalign.build.row_layout import largest_example
+from jaxalign.build.row_layout import lay_out as lay_out
 from jaxalign.config import DataConfig, RunConfig
 from jaxalign.config_checks import DEFAULT_MAX_LENGTH
 from jaxalign.data.chat import load_chat_template
@@ -18,20 +20,14 @@ from jaxalign.data.contract import DataReport
 from jaxalign.data.density_ratio import prompt_density_ratios
 from jaxalign.data.examples import label_counts, length_facts, load_examples
 from jaxalign.data.holdout import nested_subset, prompt_key, shared_prompts, split_by_prompt
-from jaxalign.data.pipeline import Attach, OrderedBatches, Packer, ShuffledBatches
+from jaxalign.data.pipeline import Attach, OrderedBatches, ShuffledBatches
 from jaxalign.data.records import ExampleSet
-from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.methods import Layout, Method, get_method
 from jaxalign.models.config_json import parse_config, read_config, read_json
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.huggingface import resolve
-
-LONG_RUN = 200
-"""Steps from which a run is compiled for two row counts."""
-MOST_PLANNED = 20_000
-"""Steps whose rows are planned ahead to know all row counts. A longer run may meet one more, which is counted."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +263,7 @@ def _check_partners(config: RunConfig, sets: Mapping[str, ExampleSet]) -> None:
 
 def _check_row_length(config: RunConfig, examples: ExampleSet) -> None:
     """A row holds whole examples: the prompt with all its completions."""
-    least, _ = _fill(examples, get_method(config.method.name).mismatched).largest
+    least, _ = largest_example(examples, get_method(config.method.name).mismatched)
     given = config.data.row_length
     if given is not None and given < least:
         raise ConfigError(
@@ -293,72 +289,6 @@ def column_names(method: Method, reference_columns: Sequence[str]) -> tuple[str,
     places = {"rewards": "ends", "degree_logits": "ends", "step_logits": "score_index"}
     derived = {places[name]: None for name in method.inputs if name in places}
     return (*method.columns, *derived, *reference_columns)
-
-
-@dataclass(frozen=True)
-class RowLayout:
-    """How examples are packed: the same for training, evaluation and scoring.
-
-    Attributes:
-      shape: of a row.
-      row_counts: what training steps are compiled for.
-      multiple: row counts are multiples of it.
-    """
-
-    shape: RowShape
-    row_counts: tuple[int, ...]
-    multiple: int
-
-    def packer(
-        self, columns: Sequence[str], local_rows: Callable[[int], slice], row_counts: Sequence[int] | None = None
-    ) -> Packer:
-        """A packer of this layout."""
-        counts = self.row_counts if row_counts is None else row_counts
-        return Packer(self.shape, counts, self.multiple, column_names=columns, local_rows=local_rows)
-
-
-class _Fill(NamedTuple):
-    """What examples fill of a row: tokens and scored tokens of each, completions, and what the largest fills."""
-
-    tokens: np.ndarray
-    scored: np.ndarray
-    completions: int
-    largest: tuple[int, int]
-
-
-def _fill(examples: ExampleSet, mismatched: bool) -> _Fill:
-    scored = examples.scored_tokens
-    tokens = examples.row_tokens
-    largest = int(tokens.max()), int(scored.max())
-    if not mismatched:
-        return _Fill(tokens, scored, examples.completions, largest)
-    # Partners change every epoch: these are a sample of them, and every row has room for the longest.
-    partner = examples.completion_lengths[:, 0].astype(np.int64)
-    largest = largest[0] + int(partner.max()), largest[1] + int(partner.max())
-    partner = np.random.default_rng(0).permutation(partner)
-    return _Fill(tokens + partner, scored + partner, examples.completions + 1, largest)
-
-
-def lay_out(
-    batches: ShuffledBatches | OrderedBatches, multiple: int, row_length: int | None = None, steps: int | None = None
-) -> RowLayout:
-    """Chooses the row shape from the lengths of the data, and the row counts from the batches that will come.
-
-    Args:
-      batches: what will be packed.
-      multiple: of every row count.
-      row_length: a fixed number of tokens in a row, which holds the longest example (`check_data` says so first).
-      steps: how many batches; None = one pass.
-    """
-    examples, batch_size = batches.examples, batches.batch_size
-    fill = _fill(examples, batches.mismatched)
-    shape = choose_shape(
-        fill.tokens, fill.scored, fill.completions, batch_size, row_tokens=row_length, least=fill.largest
-    )
-    count = len(batches) if isinstance(batches, OrderedBatches) else steps or -(-len(examples) // batch_size)
-    needs = [len(plan_rows(*batches.sizes(step), shape).rows) for step in range(min(count, MOST_PLANNED))]
-    # A second program pays when it saves padding more often than it costs compilation.
-    return RowLayout(shape, choose_row_counts(needs, multiple, shapes=2 if count >= LONG_RUN else 1), multiple)
 
 
 def ordered(

@@ -18,11 +18,11 @@ from jaxalign.build.data import (
     architecture,
     check_data,
     column_names,
-    lay_out,
     ordered,
 )
 from jaxalign.build.model import load_folder, make_policy, mesh_plan, settled, start_variables
 from jaxalign.build.reference import RunReference, make_reference, plan_reference
+from jaxalign.build.row_layout import lay_out
 from jaxalign.config import RunConfig
 from jaxalign.data.pipeline import ordered_iterator
 from jaxalign.errors import ConfigError, DataError, did_you_mean
@@ -66,7 +66,7 @@ def make_evaluator(
     batches = ordered(held_out, method, batch_size, config.data.seed, reference.attach["eval"])
     layout = lay_out(batches, plan.batch_size)
     columns = column_names(method, reference.reference.columns)
-    packer = layout.packer(columns, plan.local_rows, layout.row_counts[-1:])
+    packer = layout.packer(columns, plan.local_rows)
     options = method.resolve_options(config.method.options)
 
     def evaluate(

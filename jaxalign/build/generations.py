@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.build.data import lay_out
 from jaxalign.build.generate import as_messages, stop_tokens
+from jaxalign.build.row_layout import lay_out
 from jaxalign.data.chat import load_chat_template
 from jaxalign.data.pipeline import OrderedBatches, ordered_iterator
 from jaxalign.data.prompts import encode_prompts, end_token_ids, read_prompts
@@ -218,7 +218,7 @@ def _divergences(
     examples = ExampleSet.from_segments(segments, completions=1)
     batches = OrderedBatches(examples, batch_size=min(batch_size, len(examples)))
     layout = lay_out(batches, plan.batch_size)
-    packer = layout.packer((), plan.local_rows, layout.row_counts[-1:])
+    packer = layout.packer((), plan.local_rows)
     step = jax.jit(make_divergence_step(policy, theirs), out_shardings=plan.replicated)
     found: dict[int, Divergence] = {}
     for batch in ordered_iterator(batches, packer):

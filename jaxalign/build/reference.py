@@ -20,6 +20,7 @@ from jaxalign.build.reference_views import View, reference_views
 from jaxalign.config import RunConfig
 from jaxalign.data.contract import DataReport
 from jaxalign.data.pipeline import Attach, OrderedBatches
+from jaxalign.data.row_plans import RowProgram, RowShape
 from jaxalign.data.tokenization import TokenizerView
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.data.written_pairs import pair_records, write_pairs
@@ -313,8 +314,9 @@ def _common_layout(views: Mapping[str, View], mismatched: bool, batch_size: int,
         for view in views.values()
     ]
     largest = [max(sizes) for sizes in zip(*(layout.shape for layout in layouts), strict=True)]
-    shape = type(layouts[0].shape)(*largest)
-    return dataclasses.replace(layouts[0], shape=shape)
+    shape = RowShape(*largest)
+    rows = max(max(layout.row_counts) for layout in layouts)
+    return dataclasses.replace(layouts[0], programs=(RowProgram(rows, shape),))
 
 
 def _attach(cached: CachedLogps, view: View) -> Attach:

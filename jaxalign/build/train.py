@@ -20,7 +20,6 @@ from jaxalign.build.data import (
     check_data,
     column_names,
     export_tokenizer,
-    lay_out,
     shuffled,
     training_steps,
 )
@@ -29,6 +28,7 @@ from jaxalign.build.manifest import Manifest, check_same_configuration, check_sa
 from jaxalign.build.model import make_policy, make_trainable, mesh_plan, settled, start_variables
 from jaxalign.build.reference import RunReference, make_reference, plan_reference
 from jaxalign.build.reference_views import View
+from jaxalign.build.row_layout import lay_out, row_work
 from jaxalign.build.start_check import make_start_check
 from jaxalign.config import OptimizerConfig, RunConfig, to_dict
 from jaxalign.data.pipeline import training_iterator
@@ -141,7 +141,8 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
     places = plan.tree_shardings(policy.axes(), policy.abstract())
     shardings = state_shardings(shapes, places, plan.replicated)
     batches = shuffled(data.train, method, config, reference.attach["train"])
-    layout = lay_out(batches, plan.batch_size * config.train.microbatches, config.data.row_length, steps)
+    multiple = plan.batch_size * config.train.microbatches
+    layout = lay_out(batches, multiple, config.data.row_length, steps, work=row_work(policy.config))
     packer = layout.packer(column_names(method, reference.reference.columns), plan.local_rows)
     iterator = training_iterator(batches, packer, steps)
     if fresh:
@@ -167,7 +168,7 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
         schedule=schedule,
         pin_gradients=lambda gradients: jax.lax.with_sharding_constraint(gradients, shardings.trainable),
     )
-    compiled = CompiledStep(step, shardings, plan.replicated, layout.row_counts)
+    compiled = CompiledStep(step, shardings, plan.replicated, lambda: packer.sizes(batches.example(0, 0)))
     last = _held_out(this.workdir, progress.step)  # of a run that is finished already
     evaluator = make_evaluator(config, data, policy, method, reference, plan)
 
@@ -188,7 +189,7 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
         steps=steps,
         parameters=_count(policy.abstract()),
         trained=_count(shapes.trainable),
-        rows={**layout.shape._asdict(), "row_counts": list(layout.row_counts)},
+        rows=layout.facts(),
         mesh=dict(plan.mesh.shape),
         resumed_at=progress.step,
     )

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 
 from jaxalign.data.records import Example, ExampleSet
-from jaxalign.data.rows import RowPlan, RowShape, build_rows, fit_row_count, plan_rows
+from jaxalign.data.row_plans import RowPlan, RowProgram, place
+from jaxalign.data.rows import build_rows
 from jaxalign.types import Rows
 
 Attach = Callable[[int, int], Mapping[str, Any]]
@@ -31,6 +33,7 @@ class PackedBatch(NamedTuple):
       first_row: index among them of this process's first row.
       example_ids: the batch's examples in order, for messages.
       tokens: unique tokens of the whole batch: every prompt once, every completion once.
+      scored: scored tokens of the whole batch.
     """
 
     rows: Rows
@@ -38,6 +41,7 @@ class PackedBatch(NamedTuple):
     first_row: int
     example_ids: tuple[int, ...]
     tokens: int
+    scored: int
 
 
 class ShuffledBatches:
@@ -75,6 +79,10 @@ class ShuffledBatches:
         self._order = lru_cache(maxsize=4)(lambda epoch: _permutation(len(examples), seed, epoch, 0))
         kinds = _kinds(examples) if mismatched else None
         self._ring = lru_cache(maxsize=4)(lambda epoch: _partners(len(examples), seed, epoch, kinds))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The examples of an epoch in the order in which it shows them, ``[N]``."""
+        return self._order(epoch)
 
     def ids(self, step: int) -> list[tuple[int, int]]:
         """The (epoch, example id) pairs of a step."""
@@ -170,43 +178,54 @@ class Packer:
     """Packs a step's examples into rows; the same plan on every process.
 
     Args:
-      shape: what a row holds.
-      row_counts: the row counts that the step is compiled for.
-      multiple: every row count is a multiple of this.
+      programs: the sizes that the step is compiled for, cheapest first; a batch takes the first that it fits into.
+      multiple: of the number of rows where a batch fits none.
       column_names: columns to carry (see `build_rows`).
       local_rows: the rows of R that this process owns, as a slice.
     """
 
     def __init__(
         self,
-        shape: RowShape,
-        row_counts: Sequence[int],
+        programs: Sequence[RowProgram],
         multiple: int,
         *,
         column_names: Sequence[str] = (),
         local_rows: Callable[[int], slice] = lambda rows: slice(0, rows),
     ):
-        self.shape = shape
-        self.row_counts = tuple(row_counts)
+        self.programs = tuple(programs)
         self.multiple = multiple
         self.column_names = tuple(column_names)
         self.local_rows = local_rows
 
-    def plan(self, examples: Sequence[Example]) -> RowPlan:
-        """Which of the examples share a row."""
+    def plan(self, examples: Sequence[Example]) -> tuple[RowProgram, RowPlan]:
+        """The size that the examples take, and which of them share a row."""
         scored = [sum(map(len, example.completions)) for example in examples]
         tokens = [len(e.prompt) + s + sum(map(len, e.unscored)) for e, s in zip(examples, scored, strict=True)]
-        return plan_rows(tokens, scored, self.shape)
+        return place(tokens, scored, self.programs, self.multiple)
 
     def __call__(self, batch: Sequence[tuple[int, Example]]) -> PackedBatch:
         """Plans the whole batch and writes this process's rows of it."""
-        plan = self.plan([example for _, example in batch])
-        count = fit_row_count(len(plan.rows), self.row_counts, self.multiple)
+        (count, shape), plan = self.plan([example for _, example in batch])
         local = self.local_rows(count)
         rows: list[list[tuple[int, Example]]] = [[batch[i] for i in row] for row in plan.rows]
         rows.extend([] for _ in range(count - len(rows)))
-        built = build_rows(rows, self.shape, self.column_names, local)
-        return PackedBatch(built, count, local.start, tuple(i for i, _ in batch), plan.tokens)
+        built = build_rows(rows, shape, self.column_names, local)
+        return PackedBatch(built, count, local.start, tuple(i for i, _ in batch), plan.tokens, plan.scored)
+
+    def sizes(self, example: Example) -> list[Rows]:
+        """The shapes and types of every program's rows: what to compile for.
+
+        Args:
+          example: of the set.
+        """
+
+        def sized(count: int, array: np.ndarray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype)
+
+        return [
+            jax.tree.map(partial(sized, count), build_rows([[]], shape, self.column_names, like=example))
+            for count, shape in self.programs
+        ]
 
 
 def training_iterator(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxalign.build.data import lay_out
+from jaxalign.build.row_layout import lay_out
 from jaxalign.data.pipeline import OrderedBatches, ordered_iterator
 from jaxalign.data.records import ExampleSet
 from jaxalign.data.rows import scored_values
@@ -48,7 +48,7 @@ class Scorer:
         batches = OrderedBatches(store, batch_size=min(BATCH_SIZE, len(store)))
         layout = lay_out(batches, 1)
         # The last batch is smaller than the others, but takes as many rows.
-        packer = layout.packer((), slice, layout.row_counts[-1:])  # of R rows all, `slice(R)`
+        packer = layout.packer((), slice)  # of R rows all, `slice(R)`
         found = np.zeros((len(store), store.completions))
         for batch in ordered_iterator(batches, packer):
             logps = np.asarray(self._tokens(variables, jax.device_put(batch.rows)))

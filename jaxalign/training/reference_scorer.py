@@ -39,7 +39,7 @@ class RowScorer:
         rows = self._plan.put_rows(batch.rows, batch.global_rows, batch.first_row)
         logps = np.asarray(jax.device_get(self._logps(self._variables, rows)))
         result: list[tuple[np.ndarray, ...]] = [()] * len(examples)
-        for row, members in enumerate(self._packer.plan(examples).rows):
+        for row, members in enumerate(self._packer.plan(examples)[1].rows):
             cursor = 0
             for identity in members:
                 arrays = []

@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.data.pipeline import OrderedBatches, Packer, ShuffledBatches, ordered_iterator, training_iterator
 from jaxalign.data.records import Example, ExampleSet
-from jaxalign.data.rows import RowShape
+from jaxalign.data.row_plans import RowProgram, RowShape
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def examples():
     )
 
 
-PACKER = Packer(RowShape(48, 32, 4, 1), (4,), 2, column_names=("desirable",))
+PACKER = Packer([RowProgram(4, RowShape(48, 32, 4, 1))], 2, column_names=("desirable",))
 
 
 def test_every_epoch_shows_every_example_once_in_another_order(examples):
@@ -59,8 +59,7 @@ def test_processes_together_write_the_whole_batch(examples):
     whole = PACKER(batches(0))
     parts = [
         Packer(
-            PACKER.shape,
-            (4,),
+            PACKER.programs,
             2,
             column_names=("desirable",),
             local_rows=lambda rows, p=p: slice(p * rows // 2, (p + 1) * rows // 2),
@@ -129,7 +128,7 @@ def test_attached_columns_ride_along(examples):
             "reference_logps": tuple(np.full(len(c), -100.0 * epoch - identity) for c in examples[identity].completions)
         }
 
-    packer = Packer(PACKER.shape, (4,), 2, column_names=("desirable", "reference_logps"))
+    packer = Packer(PACKER.programs, 2, column_names=("desirable", "reference_logps"))
     rows = packer(OrderedBatches(examples, batch_size=5, attach=attach)(1)).rows
     total = 0
     for r, e in np.argwhere(rows.example_mask):

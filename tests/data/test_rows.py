@@ -1,15 +1,15 @@
-"""Packing: the plan respects its bounds, and the arrays say what the row layout's docstring says."""
+"""Packing: the arrays say what the row layout's docstring says."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxalign.data.pipeline import OrderedBatches, Packer
 from jaxalign.data.records import Example, ExampleSet
-from jaxalign.data.rows import RowShape, build_rows, choose_row_counts, choose_shape, fit_row_count, plan_rows
+from jaxalign.data.row_plans import RowProgram, RowShape
+from jaxalign.data.rows import build_rows
 
 
 def example(prompt, *completions, unscored=(), **columns):
@@ -49,58 +49,6 @@ def test_a_process_writes_the_same_rows_as_one_process_does():
         for name in ("tokens", "score_slot", "example_mask"):
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[local])
         np.testing.assert_array_equal(part.columns["flag"], whole.columns["flag"][local])
-
-
-sizes = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 20)), min_size=1, max_size=40)
-
-
-@given(sizes, st.integers(1, 6))
-def test_a_plan_holds_every_example_once_within_its_bounds(sizes, most):
-    tokens = [prompt + scored for prompt, scored in sizes]
-    scored = [s for _, s in sizes]
-    shape = RowShape(64, 30, most, 1)
-    plan = plan_rows(tokens, scored, shape)
-    assert sorted(i for row in plan.rows for i in row) == list(range(len(sizes)))
-    assert plan.tokens == sum(tokens)
-    for row in plan.rows:
-        assert sum(tokens[i] for i in row) <= 64
-        assert sum(scored[i] for i in row) <= 30
-        assert len(row) <= most
-    assert plan == plan_rows(tokens, scored, shape)
-
-
-def test_an_example_larger_than_a_row_is_an_error():
-    with pytest.raises(ValueError, match="example 1 has 9 tokens, 3 of them scored; a row holds 8 and 4"):
-        plan_rows([5, 9], [2, 3], RowShape(8, 4, 2, 1))
-
-
-def test_best_fit_fills_rows():
-    # 60 + 40, 70 + 30, 50 + 50: first-fit in the given order would open a fourth row.
-    plan = plan_rows([50, 60, 70, 30, 40, 50], [1] * 6, RowShape(100, 100, 10, 1))
-    assert len(plan.rows) == 3
-
-
-@given(st.integers(0, 1000), st.integers(1, 64))
-def test_the_chosen_shape_fits_the_data(seed, batch_size):
-    generator = np.random.default_rng(seed)
-    scored = generator.integers(1, 100, 50)
-    tokens = scored + generator.integers(1, 200, 50)
-    shape = choose_shape(tokens, scored, 2, batch_size)
-    assert shape.tokens >= tokens.max()
-    assert shape.scored >= scored.max()
-    assert shape.examples >= 1
-    batches = [generator.choice(50, min(batch_size, 50), replace=False) for _ in range(8)]
-    needs = [len(plan_rows(tokens[batch].tolist(), scored[batch].tolist(), shape).rows) for batch in batches]
-    counts = choose_row_counts(needs, multiple=4)
-    assert 1 <= len(counts) <= 2
-    assert all(count % 4 == 0 for count in counts)
-    assert all(fit_row_count(need, counts, 4) >= need for need in needs)
-    assert {fit_row_count(need, counts, 4) for need in needs} <= set(counts)
-
-
-def test_a_fixed_row_length_must_hold_the_longest_example():
-    with pytest.raises(ValueError, match="rows of 64 tokens cannot hold the longest example, 70 tokens"):
-        choose_shape(np.array([70, 20]), np.array([10, 10]), 1, 2, row_tokens=64)
 
 
 def test_empty_and_unscored_completions_by_hand():
@@ -154,7 +102,7 @@ def test_packing_gives_back_every_completion(drawn, most):
         for i, (p, cs, us) in enumerate([([1], ([1], [], []), ([], [])), *drawn])
     )
     shape = RowShape(64, 40, most, 3)
-    packer = Packer(shape, (), 1, column_names=("label", "number", "ends", "score_index"))
+    packer = Packer([RowProgram(1, shape)], 1, column_names=("label", "number", "ends", "score_index"))
     rows = packer(OrderedBatches(examples, batch_size=len(examples))(0)).rows
     found = {}
     for r, e in np.argwhere(rows.example_mask):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxalign.data.pipeline import OrderedBatches, Packer, ordered_iterator
-from jaxalign.data.rows import choose_row_counts, choose_shape, plan_rows, scored_values
+from jaxalign.data.row_shapes import choose_programs
+from jaxalign.data.rows import scored_values
 from jaxalign.evaluation.divergence import Divergence, divergence_metrics, make_divergence_step
 from jaxalign.methods import METHODS
 from jaxalign.models.decoder_config import DecoderConfig
@@ -32,11 +33,10 @@ def variables_of(seed: int):
 
 def measured(batch_size, one, other) -> list[Divergence]:
     batches = OrderedBatches(EXAMPLES, batch_size=batch_size)
-    shape = choose_shape(EXAMPLES.row_tokens, EXAMPLES.scored_tokens, 1, batch_size)
-    counts = choose_row_counts([len(plan_rows(*batches.sizes(i), shape).rows) for i in range(len(batches))], 1)
+    programs = choose_programs([batches.sizes(i) for i in range(len(batches))], 1)
     step = jax.jit(make_divergence_step(POLICY, POLICY))
     found = {}
-    for batch in ordered_iterator(batches, Packer(shape, counts, 1)):
+    for batch in ordered_iterator(batches, Packer(programs, 1)):
         values = step(one, other, batch.rows)
         found |= dict(scored_values(batch.rows, *map(np.asarray, values)))
     return [Divergence(*found[i][0]) for i in range(len(EXAMPLES))]

@@ -12,7 +12,8 @@ import pytest
 from jaxalign.build.data import column_names
 from jaxalign.data.pipeline import OrderedBatches, Packer, ordered_iterator
 from jaxalign.data.records import Example
-from jaxalign.data.rows import RowShape, build_rows, plan_rows
+from jaxalign.data.row_plans import RowProgram, RowShape, plan_rows
+from jaxalign.data.rows import build_rows
 from jaxalign.errors import DataError, NumericsError
 from jaxalign.evaluation.preferences import (
     CompletionScores,
@@ -181,7 +182,7 @@ def every_run(name: str, batch_size: int) -> dict[str, float]:
     examples = examples.select(np.random.default_rng(batch_size).permutation(COUNT))
     batches = OrderedBatches(examples, batch_size=batch_size, mismatched=method.mismatched)
     shape = RowShape(64, 32, 4, examples.completions + batches.mismatched)
-    packer = Packer(shape, (batch_size,), 1, column_names=column_names(method, ()))
+    packer = Packer([RowProgram(batch_size, shape)], 1, column_names=column_names(method, ()))
     policy, variables, other = small_model(method)
     step = jax.jit(make_eval_step(policy, method, references.frozen(policy)))
     return evaluate_preferences(

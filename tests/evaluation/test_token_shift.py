@@ -12,7 +12,8 @@ import pytest
 
 from jaxalign.analysis.credit import make_credit_step
 from jaxalign.data.pipeline import OrderedBatches, Packer, ordered_iterator
-from jaxalign.data.rows import choose_row_counts, choose_shape, plan_rows, scored_values
+from jaxalign.data.row_shapes import choose_programs
+from jaxalign.data.rows import scored_values
 from jaxalign.evaluation.end_token import end_token_metrics
 from jaxalign.evaluation.token_shift import Scored, by_token, shift_details, shift_metrics
 from jaxalign.methods import METHODS
@@ -38,11 +39,10 @@ def variables_of(seed: int):
 def scored(batch_size: int, one, other) -> list[dict[str, Scored]]:
     """All pairs through the packed path."""
     batches = OrderedBatches(EXAMPLES, batch_size=batch_size)
-    shape = choose_shape(EXAMPLES.row_tokens, EXAMPLES.scored_tokens, 2, batch_size)
-    counts = choose_row_counts([len(plan_rows(*batches.sizes(i), shape).rows) for i in range(len(batches))], 1)
+    programs = choose_programs([batches.sizes(i) for i in range(len(batches))], 2)
     step = jax.jit(make_credit_step(POLICY, references.frozen(POLICY)))
     found = {}
-    for batch in ordered_iterator(batches, Packer(shape, counts, 1)):
+    for batch in ordered_iterator(batches, Packer(programs, 1)):
         values = step(one, (), {"reference": other}, batch.rows)
         found |= dict(scored_values(batch.rows, *map(np.asarray, values)))
     return [

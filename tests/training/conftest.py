@@ -15,7 +15,8 @@ import pytest
 from jaxalign.build.data import column_names
 from jaxalign.data.pipeline import OrderedBatches, Packer
 from jaxalign.data.records import ExampleSet
-from jaxalign.data.rows import RowShape, choose_row_counts, choose_shape, plan_rows
+from jaxalign.data.row_plans import RowProgram, RowShape, plan_rows
+from jaxalign.data.row_shapes import choose_programs, round_length
 from jaxalign.methods import METHODS, Method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
@@ -123,12 +124,17 @@ def one_step(
     method = METHODS[method_name]
     policy = policy_for(method, plan, small)
     batches = OrderedBatches(examples, batch_size=len(examples), mismatched=method.mismatched, seed=11)
-    tokens, scored = map(np.array, batches.sizes(0))
+    tokens, scored = batches.sizes(0)
     plan = plan or make_mesh(devices=jax.devices()[:1])
     multiple = plan.batch_size * microbatches
-    shape = shape or choose_shape(tokens, scored, completions_of(method, examples), len(examples))
-    counts = choose_row_counts([len(plan_rows(tokens.tolist(), scored.tolist(), shape).rows)], multiple)
-    packer = Packer(shape, (row_count,) if row_count else counts, multiple, column_names=column_names(method, ()))
+    if shape is None:
+        # Rows that hold several examples, and are several.
+        fixed = round_length(int(1.5 * max(tokens)))
+        (program,) = choose_programs([(tokens, scored)], completions_of(method, examples), multiple, row_tokens=fixed)
+    else:
+        count = row_count or len(plan_rows(tokens, scored, shape).rows)
+        program = RowProgram(-(-count // multiple) * multiple, shape)
+    packer = Packer([program], multiple, column_names=column_names(method, ()))
     batch = packer(batches(0))
 
     optimizer = optax.sgd(1.0, momentum=0.0)  # its momentum is the gradient, which no parameter's size has rounded

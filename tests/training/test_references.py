@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxalign.data.records import Example
-from jaxalign.data.rows import RowShape, build_rows
+from jaxalign.data.row_plans import RowShape
+from jaxalign.data.rows import build_rows
 from jaxalign.errors import ConfigError
 from jaxalign.methods import METHODS, Logps, Method
 from jaxalign.models.decoder_config import DecoderConfig

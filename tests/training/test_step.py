@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.pipeline import OrderedBatches
-from jaxalign.data.rows import RowShape
+from jaxalign.data.row_plans import RowShape
 from jaxalign.methods import INPUTS, METHODS, Logps
 from jaxalign.training.inputs import example_keys, objective_inputs
 from jaxalign.training.mesh import make_mesh

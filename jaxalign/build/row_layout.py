@@ -1,0 +1,108 @@
+"""How a run's examples are laid out in rows: the sizes to compile for, read off the batches that will come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.pipeline import OrderedBatches, Packer, ShuffledBatches
+from jaxalign.data.records import ExampleSet
+from jaxalign.data.row_plans import RowProgram, RowShape, hull
+from jaxalign.data.row_shapes import MOST_PROGRAMS, Work, choose_programs
+from jaxalign.models.decoder_config import DecoderConfig
+
+MOST_PLANNED = 20_000
+"""Steps that are looked at ahead. A longer run may meet a batch that needs one more size, which is counted."""
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How examples are packed.
+
+    Attributes:
+      programs: the sizes to compile for, cheapest first.
+      multiple: row counts are multiples of it.
+    """
+
+    programs: tuple[RowProgram, ...]
+    multiple: int
+
+    @property
+    def shape(self) -> RowShape:
+        """What holds any of their rows."""
+        return hull(self.programs).shape
+
+    @property
+    def row_counts(self) -> tuple[int, ...]:
+        """The different numbers of rows, ascending."""
+        return tuple(sorted({program.rows for program in self.programs}))
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest: the largest shape, the row counts, and every size as ``[R, T, S, E]``."""
+        return {
+            **self.shape._asdict(),
+            "row_counts": list(self.row_counts),
+            "programs": [[rows, *shape[:3]] for rows, shape in self.programs],
+        }
+
+    def packer(
+        self,
+        columns: Sequence[str],
+        local_rows: Callable[[int], slice],
+        row_counts: Sequence[int] | None = None,
+    ) -> Packer:
+        """A packer of this layout."""
+        return Packer(self.programs, self.multiple, column_names=columns, local_rows=local_rows)
+
+
+def lay_out(
+    batches: ShuffledBatches | OrderedBatches,
+    multiple: int,
+    row_length: int | None = None,
+    steps: int | None = None,
+    *,
+    most: int | None = None,
+    work: Work | None = None,
+) -> RowLayout:
+    """Chooses the sizes to compile for, from the batches that will come.
+
+    Args:
+      batches: what will be packed.
+      multiple: of every row count.
+      row_length: a fixed number of tokens in a row, which holds the longest example (`check_data` says so first).
+      steps: how many batches; None = one pass.
+      most: sizes; None = `MOST_PROGRAMS` for training, one for a pass in order.
+      work: what places in a row cost (`row_work`).
+    """
+    in_order = isinstance(batches, OrderedBatches)
+    count = len(batches) if in_order else steps or -(-len(batches.examples) // batches.batch_size)
+    programs = choose_programs(
+        [batches.sizes(step) for step in range(min(count, MOST_PLANNED))],
+        batches.examples.completions + batches.mismatched,
+        multiple,
+        steps=count,
+        most=most or (1 if in_order else MOST_PROGRAMS),
+        row_tokens=row_length,
+        least=largest_example(batches.examples, batches.mismatched),
+        work=work,
+    )
+    return RowLayout(programs, multiple)
+
+
+def largest_example(examples: ExampleSet, mismatched: bool) -> tuple[int, int]:
+    """Tokens, and scored tokens, that a row must have room for, whatever partners the examples get."""
+    largest = int(examples.row_tokens.max()), int(examples.scored_tokens.max())
+    if not mismatched:
+        return largest
+    partner = int(examples.completion_lengths[:, 0].max())
+    return largest[0] + partner, largest[1] + partner
+
+
+def row_work(decoder: DecoderConfig) -> Work:
+    """What the places of a row cost with this architecture, beside the products of a token with its layers' weights."""
+    query, shared = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    layer = decoder.width * (2 * query + 2 * shared) + 3 * decoder.width * decoder.mlp_width
+    return Work(scored=float(np.round(decoder.width * decoder.vocab_size / (decoder.layers * layer), 3)))
