@@ -1,4 +1,4 @@
-"""Attention over the row layout by a kernel: every query sees two ranges of keys, and blocks in neither are not visited.
+"""Attention over the row layout by a kernel: a query sees two ranges of keys, and blocks in neither are not visited.
 
 `jaxalign.models.attention` is the definition. A kernel of our own exists because no kept one takes these ranges: splash
 attention (jax, tokamax) wants its mask at trace time or as a ``[T, T]`` array, and the segment ids of the flash kernels
@@ -166,7 +166,7 @@ def sharded(
     local = jax.shard_map(
         attend,
         mesh=mesh,
-        in_specs=(whole, whole, whole, Spans(ranges, ranges, ranges)),
+        in_specs=(whole, whole, whole, ranges),
         out_specs=whole,
         check_vma=False,
     )
