@@ -173,6 +173,12 @@ class ReferenceConfig:
         float, "Share of the policy mixed into a moving reference at each move; 1 = replaced by it.", Range(gt=0, le=1)
     ] = 0.6
     dtype: Annotated[Dtype | None, "Precision of a moving reference's weights; none = model.param_dtype."] = None
+    quantization: Annotated[
+        Literal["none", "int8"],
+        "int8 = the matrices of the reference's blocks and what they are multiplied with in 8 bits (needs qwix, extra"
+        " `quantization`). On a model of 0.26 M parameters, whose numbers are the coarsest, a completion of 35 tokens"
+        " (-147 nats) was off by 0.37 nats in the median and 2.1 at most; bfloat16 alone by 0.19 and 1.3.",
+    ] = "none"
     cache_dir: Annotated[str | None, "Folder of the cache, shared by all runs; none = ~/.cache/jaxalign."] = None
     chat_template: Annotated[str | None, "Path of the chat template of another model; none = its tokenizer's."] = None
     prior_prefix: Annotated[

@@ -202,6 +202,14 @@ def _reference(config: RunConfig, method: str, needed: bool) -> Iterator[Problem
         )
     if source == "columns":
         yield from _reference_columns(config)
+    quantization = config.reference.quantization
+    if quantization != "none" and (source in ("none", "columns") or mode == "moving"):
+        what = f"source {source!r}" if source in ("none", "columns") else f"mode {mode!r}"
+        yield (
+            ("reference.quantization", "reference.source", "reference.mode"),
+            f"reference.quantization: got {quantization!r} with reference.{what}, expected none: only the weights of a"
+            " model that never changes are rounded.",
+        )
     template = config.reference.chat_template
     if template is not None and source in ("auto", "policy", "none", "prior", "columns"):
         yield (

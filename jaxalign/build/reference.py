@@ -30,6 +30,7 @@ from jaxalign.models.adapters import without_adapter
 from jaxalign.models.config_json import read_config
 from jaxalign.models.huggingface import resolve, weights_hash
 from jaxalign.models.policy import Policy
+from jaxalign.models.quantization import load_qwix, quantize
 from jaxalign.training import references
 from jaxalign.training.mesh import MeshPlan
 from jaxalign.training.reference_fill import CachedLogps, fill, read
@@ -78,6 +79,8 @@ def plan_reference(config: RunConfig, data: CheckedData, sets: Collection[str] =
       ModelError, DataError, ConfigError: the other model or its tokenizer cannot be used for this data.
     """
     source, mode = config.reference.source, config.reference.mode
+    if config.reference.quantization != "none":
+        load_qwix()
     if source == "columns":
         for name in sets:
             if name in data.sets:
@@ -129,6 +132,9 @@ def make_reference(
         facts["hash"] = _reference_hash(config, policy, start)
     attach: dict[str, Attach | None] = {"train": None, "eval": None}
     frozen: Variables = {}
+    int8 = settings.quantization == "int8"
+    if int8:
+        facts["quantization"] = settings.quantization
     if source == "none":
         made = references.none()
     elif source == "columns":
@@ -141,6 +147,8 @@ def make_reference(
             dtype=settings.dtype,
             trainable=make_trainable(config),
         )
+    elif mode == "live" and source == "policy" and int8:
+        made, frozen = references.frozen(policy), quantize(without_adapter(start()))
     elif mode == "live" and source == "policy" and shared:
         made = references.shared(policy)
     elif mode == "live" and source == "policy":
@@ -150,6 +158,7 @@ def make_reference(
         folder = resolve(source, option="reference.source")
         theirs = make_policy(config, read_config(folder), plan)
         made, frozen = references.frozen(theirs), load_folder(folder, theirs, plan)
+        frozen = quantize(frozen) if int8 else frozen
     else:
         store, facts["cache"] = _fill(config, views, facts["hash"], policy, start, plan)
         token_level = all(view.token_level for view in views.values())
@@ -159,7 +168,7 @@ def make_reference(
     if problems:
         raise ConfigError(problems)
     coarser = mode == "moving" and settings.dtype not in (None, config.model.param_dtype)
-    return RunReference(made, frozen, attach, source == "policy" and not coarser, facts)
+    return RunReference(made, frozen, attach, source == "policy" and not (coarser or int8), facts)
 
 
 def cache_reference(config: RunConfig, out: str | Path | None = None) -> dict[str, Any]:
@@ -265,6 +274,12 @@ def _reference_hash(config: RunConfig, policy: Policy, start: Callable[[], Varia
     return weights_hash(start(), policy.config)
 
 
+def _precision(config: RunConfig) -> str:
+    """Of the scoring pass, in the cache's keys."""
+    weights = "" if config.reference.quantization == "none" else f"/{config.reference.quantization}-1"
+    return f"{config.model.dtype}/{config.model.param_dtype}/{FORWARD}{weights}"
+
+
 def _fill(
     config: RunConfig,
     views: Mapping[str, View],
@@ -280,7 +295,7 @@ def _fill(
         Path(config.reference.cache_dir or os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign").expanduser(),
         reference_hash=reference_hash,
         template_hash=next(iter(views.values())).template_hash,
-        precision=f"{config.model.dtype}/{config.model.param_dtype}/{FORWARD}",
+        precision=_precision(config),
         process_index=jax.process_index(),
     )
     scorer: list[RowScorer] = []
@@ -295,6 +310,8 @@ def _fill(
                 folder = resolve(source, option="reference.source")
                 theirs = make_policy(config, read_config(folder), plan)
                 weights = load_folder(folder, theirs, plan)
+            if config.reference.quantization == "int8":
+                weights = quantize(weights)
             layout = _common_layout(views, method.mismatched, batch_size, plan)
             scorer.append(RowScorer(theirs, weights, layout.packer((), plan.local_rows), plan))
         return scorer[0](examples)

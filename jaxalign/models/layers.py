@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign.models.adapters import COLLECTION, Adapter, factor_axes, factor_shapes, low_rank
 from jaxalign.models.decoder_config import RopeScaling
+from jaxalign.models.quantization import is_quantized, quantized_product
 
 Axes = tuple[str | None, ...]
 
@@ -89,7 +90,10 @@ class Projection(nn.Module):
     def __call__(self, x: Array) -> Array:
         """The projection of `x`."""
         kernel = self.param("kernel", named(fan_in(self.inputs, self.scale), self.axes), self.shape, self.param_dtype)
-        y = jnp.einsum(self.equation, x, kernel.astype(self.dtype), precision=exact(self.dtype))
+        if is_quantized(kernel):
+            y = quantized_product(self.equation, x, kernel)
+        else:
+            y = jnp.einsum(self.equation, x, kernel.astype(self.dtype), precision=exact(self.dtype))
         if self.bias_axes:
             shape, axes = self.shape[-self.bias_axes :], self.axes[-self.bias_axes :]
             bias = self.param("bias", named(nn.initializers.zeros, axes), shape, self.param_dtype)
@@ -111,7 +115,8 @@ class Projection(nn.Module):
 
         def factor(name: str, shape: tuple[int, ...], names: Axes) -> Array:
             # Only their shapes and names are used: `init_adapter` draws the values.
-            return self.variable(COLLECTION, name, lambda: Named(jnp.zeros(shape, jnp.float32), names)).value
+            made: Any = self.variable(COLLECTION, name, lambda: Named(jnp.zeros(shape, jnp.float32), names))
+            return made.value
 
         return factor("a", shapes[0], axes[0]), factor("b", shapes[1], axes[1])
 
