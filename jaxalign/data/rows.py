@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxalign.data.records import Example, no_token, token_column
 from jaxalign.data.row_plans import RowShape
 from jaxalign.types import Rows
 
+PLACES = 1 << 15
+"""Places of the rows that are written at a time: what is made on the way stays small."""
 DERIVED_COLUMNS = ("ends", "score_index")
 """Columns that `build_rows` knows by itself: places in the row."""
 
@@ -43,80 +47,136 @@ def build_rows(
     Returns:
       `Rows` of NumPy arrays. ``example_id`` is -1 where there is no example.
     """
-    local_rows = rows[local]
-    count, (length, scored, examples, completions) = len(local_rows), shape
-    index = np.arange(length, dtype=np.int32)
-    tokens = np.zeros((count, length), np.int32)
-    positions = np.zeros((count, length), np.int32)
-    own_start = np.broadcast_to(index, (count, length)).copy()  # padding sees itself: no empty softmax
-    prefix_start = np.zeros((count, length), np.int32)
-    prefix_end = np.zeros((count, length), np.int32)
-    score_source = np.zeros((count, scored), np.int32)
-    score_target = np.zeros((count, scored), np.int32)
-    score_slot = np.full((count, scored), examples * completions, np.int32)
-    example_id = np.full((count, examples), -1, np.int32)
     first = like or next(example for row in rows for _, example in row)
-    columns = {n: _empty_column(first.columns[n], shape, count) for n in column_names if n not in DERIVED_COLUMNS}
-    ends = np.zeros((count, examples, completions + len(first.unscored)), np.int32)
-    score_index = np.zeros((count, scored), np.int32)
-
-    for r, row in enumerate(local_rows):
-        cursor = score_cursor = 0
-        for e, (identity, example) in enumerate(row):
-            example_id[r, e] = identity
-            prompt_start, prompt_end = cursor, cursor + len(example.prompt)
-            tokens[r, prompt_start:prompt_end] = example.prompt
-            positions[r, prompt_start:prompt_end] = index[: prompt_end - prompt_start]
-            own_start[r, prompt_start:prompt_end] = prompt_start
-            cursor = prompt_end
-            spans = []
-            for k, completion in enumerate((*example.completions, *example.unscored)):
-                size = len(completion)
-                start, stop = cursor, cursor + size
-                tokens[r, start:stop] = completion
-                positions[r, start:stop] = len(example.prompt) + index[:size]
-                own_start[r, start:stop] = start
-                prefix_start[r, start:stop] = prompt_start
-                prefix_end[r, start:stop] = prompt_end
-                if size:
-                    ends[r, e, k] = stop - 1
-                cursor = stop
-                if k >= len(example.completions):
-                    continue
-                span = slice(score_cursor, score_cursor + size)
-                # The prompt's last state predicts the first token, then each token's state predicts the next.
-                score_source[r, span] = index[start - 1 : stop - 1] if size else 0
-                score_source[r, span][:1] = prompt_end - 1
-                score_index[r, span] = index[start:stop]
-                score_target[r, span] = completion
-                score_slot[r, span] = e * completions + k
-                spans.append(span)
-                score_cursor += size
-            for name, values in columns.items():
-                value = example.columns[name]
-                if isinstance(value, tuple):
-                    for span, part in zip(spans, value, strict=True):
-                        values[r, span] = part
-                else:
-                    values[r, e] = value
-    columns |= {
-        name: {"ends": ends, "score_index": score_index}[name] for name in DERIVED_COLUMNS if name in column_names
+    rows = rows[local]
+    columns = {
+        name: _empty_column(first.columns[name], shape, len(rows))
+        for name in column_names
+        if name not in DERIVED_COLUMNS
     }
-    columns["example_id"] = example_id
+    derived = {
+        "ends": np.zeros((len(rows), shape.examples, shape.completions + len(first.unscored)), np.int32),
+        "score_index": np.zeros((len(rows), shape.scored), np.int32),
+    }
+    built = empty_rows(len(rows), shape, columns | derived)
+    step = max(1, PLACES // shape.tokens)
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        if any(rows[part]):
+            _write(rows[part], jax.tree.map(lambda array, part=part: array[part], built), columns.keys())
+    unasked = derived.keys() - set(column_names)
+    return replace(built, columns={name: built.columns[name] for name in built.columns if name not in unasked})
+
+
+def _write(rows: Sequence[Sequence[tuple[int, Example]]], built: Rows, columns: Collection[str]) -> None:
+    """Writes planned rows into rows of padding."""
+    places = [e for row in rows for e in range(len(row))]
+    members = [example for row in rows for _, example in row]
+    k = built.completions
+    segments = [segment for example in members for segment in _segments(example, k)]
+    lengths = np.fromiter(map(len, segments), np.int64, len(segments)).reshape(len(members), -1)
+    behind = np.arange(lengths.shape[1]) > 0  # the prompt comes first
+    owner = np.repeat(np.arange(len(rows)), list(map(len, rows)))
+
+    filled = _Filled.of(lengths, owner, len(rows))
+    own = filled.spread(filled.starts)
+    filled.write(built.tokens, np.concatenate(segments))
+    filled.write(built.positions, filled.index - own + filled.spread(lengths[:, :1] * behind))
+    filled.write(built.own_start, own)
+    filled.write(built.prefix_start, filled.spread(filled.starts[:, :1] * behind))
+    filled.write(built.prefix_end, filled.spread(filled.ends[:, :1] * behind))
+    built.columns["ends"][owner, places] = np.where(lengths, filled.ends - 1, 0)[:, 1:]
+
+    # The scored slots hold the scored completions one after another.
+    slots = _Filled.of(lengths[:, 1 : 1 + k], owner, len(rows))
+    target = slots.index + slots.spread(filled.starts[:, 1 : 1 + k] - slots.starts)
+    slots.write(built.columns["score_index"], target)
+    # The prompt's last state predicts the first token, then each token's state predicts the next.
+    first = slots.index == slots.spread(slots.starts)
+    before = np.repeat(filled.ends[:, :1] - 1, k, axis=1)
+    slots.write(built.score_source, np.where(first, slots.spread(before), target - 1))
+    slots.write(built.score_target, np.concatenate([part for example in members for part in example.completions]))
+    slots.write(built.score_slot, slots.spread(np.array(places)[:, None] * k + np.arange(k)))
+
+    built.example_mask[owner, places] = True
+    built.columns["example_id"][owner, places] = [identity for row in rows for identity, _ in row]
+    for name in columns:
+        given = [example.columns[name] for example in members]
+        if isinstance(given[0], tuple):
+            slots.write(built.columns[name], np.concatenate([part for parts in given for part in parts]))
+        else:
+            built.columns[name][owner, places] = given
+
+
+def empty_rows(count: int, shape: RowShape, columns: Mapping[str, np.ndarray] | None = None) -> Rows:
+    """Rows of padding, NumPy arrays to be written into.
+
+    Args:
+      count: R.
+      shape: T, S, E and K.
+      columns: to carry, beside ``example_id``.
+    """
+    length, scored, examples, completions = shape
+    index = np.arange(length, dtype=np.int32)
     # Host arrays until the batch is put on its devices.
     arrays: dict[str, Any] = {
-        "tokens": tokens,
-        "positions": positions,
-        "own_start": own_start,
-        "prefix_start": prefix_start,
-        "prefix_end": prefix_end,
-        "score_source": score_source,
-        "score_target": score_target,
-        "score_slot": score_slot,
-        "example_mask": example_id >= 0,
-        "columns": columns,
+        "tokens": np.zeros((count, length), np.int32),
+        "positions": np.zeros((count, length), np.int32),
+        "own_start": np.tile(index, (count, 1)),  # padding sees itself: no empty softmax
+        "prefix_start": np.zeros((count, length), np.int32),
+        "prefix_end": np.zeros((count, length), np.int32),
+        "score_source": np.zeros((count, scored), np.int32),
+        "score_target": np.zeros((count, scored), np.int32),
+        "score_slot": np.full((count, scored), examples * completions, np.int32),
+        "example_mask": np.zeros((count, examples), bool),
+        "columns": {**(columns or {}), "example_id": np.full((count, examples), -1, np.int32)},
     }
     return Rows(**arrays, completions=completions)
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """Segments that fill rows from the left, one after another: n examples of W segments each.
+
+    Attributes:
+      lengths: of the segments, ``[n, W]``.
+      starts: where in its row each starts, ``[n, W]``.
+      index: of every place that is filled, where in its row it is, ``[N]``; row after row.
+      bounds: where the rows start and end in `index`.
+    """
+
+    lengths: np.ndarray
+    starts: np.ndarray
+    index: np.ndarray
+    bounds: list[int]
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, owner: np.ndarray, rows: int) -> _Filled:
+        """From lengths, and the row of each example, ascending."""
+        used = np.bincount(owner, lengths.sum(axis=1), rows).astype(np.int64)
+        bounds = np.concatenate([[0], np.cumsum(used)])
+        starts = np.cumsum(lengths).reshape(lengths.shape) - lengths - bounds[owner][:, None]
+        index = np.arange(bounds[-1], dtype=np.int32) - np.repeat(bounds[:-1].astype(np.int32), used)
+        return cls(lengths, starts, index, bounds.tolist())
+
+    @property
+    def ends(self) -> np.ndarray:
+        """One past the last place of each segment, ``[n, W]``."""
+        return self.starts + self.lengths
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """A value a segment, ``[n, W]``, given to each of its places, ``[N]`` int32."""
+        return np.repeat(values.astype(np.int32).reshape(-1), self.lengths.reshape(-1))
+
+    def write(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Puts a value a place into rows."""
+        for row, start, stop in zip(rows, self.bounds[:-1], self.bounds[1:], strict=True):
+            row[: stop - start] = values[start:stop]
+
+
+def _segments(example: Example, completions: int) -> list[np.ndarray]:
+    missing = completions - len(example.completions)
+    return [example.prompt, *example.completions, *[example.prompt[:0]] * missing, *example.unscored]
 
 
 def scored_values(rows: Rows, *values: np.ndarray) -> Iterator[tuple[int, list[tuple[np.ndarray, ...]]]]:

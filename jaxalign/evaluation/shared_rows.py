@@ -14,10 +14,12 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxalign.data.row_plans import RowShape
+from jaxalign.data.rows import empty_rows
 from jaxalign.types import Rows
 
 SHORTEST_ROW = 64
@@ -215,13 +217,10 @@ def build_rows(
       scored: S.
     """
     index = np.arange(length, dtype=np.int32)
-    tokens = np.zeros((count, length), np.int32)
-    positions = np.zeros((count, length), np.int32)
-    own_start = np.broadcast_to(index, (count, length)).copy()  # padding sees itself: no empty softmax
-    prefix_start = np.zeros((count, length), np.int32)
-    prefix_end = np.zeros((count, length), np.int32)
-    source = np.zeros((count, scored), np.int32)
-    target = np.zeros((count, scored), np.int32)
+    rows = empty_rows(count, RowShape(length, scored, examples=1, completions=1))
+    tokens, positions, own_start = rows.tokens, rows.positions, rows.own_start
+    prefix_start, prefix_end = rows.prefix_start, rows.prefix_end
+    source, target = rows.score_source, rows.score_target
     places = []
     for r, row in enumerate(content):
         cursor = slot = 0
@@ -253,8 +252,5 @@ def build_rows(
                 target[r, slot : slot + number] = continuation
                 places.append(Place(score.request, r, slot, number))
                 slot += number
-    empty = np.zeros((count, scored), np.int32)
-    present = np.arange(count)[:, None] < len(content)
-    # Host arrays until the batch is put on its devices.
-    arrays: Any = (tokens, positions, own_start, prefix_start, prefix_end, source, target, empty, present)
-    return Rows(*arrays), places
+    rows.example_mask[: len(content)] = True
+    return rows, places
