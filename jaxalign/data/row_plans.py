@@ -19,6 +19,9 @@ SEARCH_NODES = 2_000
 EXCHANGES = 64
 """Exchanges between rows that levelling makes, at most and per call."""
 
+PARTNERS = 8
+"""The emptiest rows, with which the fullest may exchange."""
+
 
 class RowShape(NamedTuple):
     """What one row can hold: tokens T, scored tokens S, examples E, and completions per example K."""
@@ -223,14 +226,15 @@ def _level(
         worst = int(full.argmax())
         if full[worst] <= within or count == 1:
             break
-        mine, others = np.flatnonzero(owner == worst), np.flatnonzero(owner != worst)
+        partners = np.argsort(full, kind="stable")[:PARTNERS]
+        partners = partners[partners != worst]
+        mine, others = np.flatnonzero(owner == worst), np.flatnonzero(np.isin(owner, partners))
         # Give one of mine for one of another row's, or for nothing (the last columns: one a row).
-        target = np.concatenate([owner[others], np.arange(count)])
-        theirs = np.concatenate([sizes[others], np.zeros((count, 3), int)])
+        target = np.concatenate([owner[others], partners])
+        theirs = np.concatenate([sizes[others], np.zeros((len(partners), 3), int)])
         change = sizes[mine][:, None] - theirs[None]
         after = ((taken[worst] - change) / bound).max(axis=2)
         after = np.maximum(after, ((taken[target] + change) / bound).max(axis=2))
-        after[:, len(others) + worst] = np.inf
         best = int(after.argmin())
         give, get = divmod(best, len(target))
         if after[give, get] >= full[worst]:
