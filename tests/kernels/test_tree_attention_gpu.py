@@ -1,0 +1,180 @@
+"""The GPU's tree attention against its definition, interpreted, and lowered for real shapes. No GPU is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from jaxalign.kernels import tree_attention_gpu as gpu
+from jaxalign.kernels.spans import Spans, spans
+from jaxalign.kernels.tree_attention_gpu_kernels import Tile
+from jaxalign.models.attention import Ranges, visible
+
+HIDDEN = -1e30
+SMALL = gpu.Blocks(Tile(16, 16, 4, 2), Tile(16, 32, 4, 2), Tile(32, 16, 4, 2))
+"""Blocks small enough that a row of 50 tokens has several of each kind."""
+
+
+def row_plan(rng: np.random.Generator, length: int, full: bool) -> list[np.ndarray]:
+    """A row of random examples, as `Ranges`: prompts of 0 to 20 tokens, 1 to 8 completions of 1 to 12 each."""
+    positions, own, start, end = (np.zeros(length, np.int32) for _ in range(4))
+    at = 0
+    while at < length:
+        prompt = int(rng.choice([0, 1, 5, 20]))
+        completions = [int(rng.choice([1, 1, 3, 12])) for _ in range(rng.integers(1, 9))]
+        if at + prompt + sum(completions) > length:
+            if not full:
+                break
+            # What is left is one example with an empty prompt and one completion: the row is exactly full.
+            prompt, completions = 0, [length - at]
+        head = at
+        for size, before in [(prompt, 0), *((size, prompt) for size in completions)]:
+            piece = slice(at, at + size)
+            positions[piece], own[piece] = before + np.arange(size), at
+            if before:
+                start[piece], end[piece] = head, head + prompt
+            at += size
+    own[at:] = np.arange(at, length)
+    return [positions, own, start, end]
+
+
+def plans(seed: int, rows: int, length: int) -> Ranges:
+    """A batch of random rows; every other one is full."""
+    rng = np.random.default_rng(seed)
+    fields = zip(*(row_plan(rng, length, full=row % 2 == 0) for row in range(rows)), strict=True)
+    return Ranges(*(jnp.asarray(np.stack(x)) for x in fields))
+
+
+def definition(query, key, value, mask, scale: float, soft_cap: float | None):
+    """Dense softmax attention in the dtype of its inputs."""
+    shared = query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(x, shared, axis=2) for x in (key, value))
+    scores = jnp.einsum("rqhc,rkhc->rhqk", query, key, precision="highest") * scale
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = jnp.where(mask[:, None], scores, HIDDEN)
+    out = jnp.einsum("rhqk,rkhc->rqhc", jax.nn.softmax(scores, axis=-1), value, precision="highest")
+    return out, jax.nn.logsumexp(scores, axis=-1)
+
+
+def inputs(rows: int, length: int, heads: int, groups: int, width: int, dtype=jnp.float32):
+    """Random query, key, value and the gradient of the result."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    counts = (heads, groups, groups, heads)
+    return [
+        jax.random.normal(k, (rows, length, n, width), jnp.float32).astype(dtype)
+        for k, n in zip(keys, counts, strict=True)
+    ]
+
+
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+@functools.partial(jax.jit, static_argnames=("soft_cap", "scale"), compiler_options=FAST_COMPILE)
+def interpreted(query, key, value, dout, where: Spans, *, scale: float, soft_cap: float | None):
+    """Result, log-sum-exp and the three gradients of the kernels."""
+    options = {"scale": scale, "soft_cap": soft_cap, "interpret": True, "blocks": SMALL}
+    out, lse = gpu.forward(query, key, value, where, **options)
+    return out, lse, *gpu.backward(query, key, value, out, lse, dout, where, **options)
+
+
+@functools.partial(jax.jit, static_argnames=("soft_cap", "scale"))
+def expected(query, key, value, dout, mask, *, scale: float, soft_cap: float | None):
+    """The same of the definition."""
+    (out, lse), pull = jax.vjp(lambda q, k, v: definition(q, k, v, mask, scale, soft_cap), query, key, value)
+    return out, lse, *pull((dout, jnp.zeros_like(lse)))
+
+
+def distance(got, wanted) -> float:
+    """The error of the worst entry, of the largest one or, where all are small, of 1: inputs are that large."""
+    wanted = np.asarray(wanted, np.float64)
+    return float(np.abs(np.asarray(got, np.float64) - wanted).max() / max(np.abs(wanted).max(), 1.0))
+
+
+def check(ranges: Ranges, window: int | None, operands, bound: float, scale: float, soft_cap: float | None) -> None:
+    where = spans(*ranges, window=None if window is None else jnp.int32(window))
+    mask = visible(ranges, jnp.arange(ranges.positions.shape[1]), ranges.positions, window)
+    got = interpreted(*operands, where, scale=scale, soft_cap=soft_cap)
+    wanted = expected(*(x.astype(jnp.float32) for x in operands), mask, scale=scale, soft_cap=soft_cap)
+    for name, a, b in zip(("out", "lse", "dquery", "dkey", "dvalue"), got, wanted, strict=True):
+        assert distance(a, b) < bound, (name, window)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_the_definition_on_random_row_plans(seed):
+    """Grouped heads, a width that is no power of 2, a length that is no multiple of a block, windows below a prompt."""
+    operands = inputs(2, 50, heads=4, groups=2, width=24)
+    check(plans(seed, 2, 50), [None, 1, 4, 13, 30, 1000][seed], operands, bound=1e-5, scale=24**-0.5, soft_cap=None)
+
+
+def test_soft_caps():
+    operands = inputs(1, 33, heads=2, groups=2, width=16)
+    check(plans(3, 1, 33), None, [3 * x for x in operands], bound=1e-5, scale=0.25, soft_cap=2.0)
+
+
+def test_bfloat16_is_as_close_as_its_digits():
+    """Inputs, weights and results are rounded to 8 bits, 2**-9 relative each; 2**-6 is room for a chain of them."""
+    operands = inputs(1, 50, heads=2, groups=1, width=32, dtype=jnp.bfloat16)
+    check(plans(5, 1, 50), 9, operands, bound=2**-6, scale=32**-0.5, soft_cap=5.0)
+
+
+def test_lists_name_every_meeting_once_and_whole_blocks_first():
+    rng = np.random.default_rng(0)
+    meeting = rng.random((2, 5, 7)) < 0.5
+    whole = meeting & (rng.random(meeting.shape) < 0.4)
+    table = jax.tree.map(np.asarray, gpu.lists(jnp.asarray(meeting), jnp.asarray(whole)))
+    for at in np.ndindex(2, 5):
+        first, count = table.whole[at], table.count[at]
+        np.testing.assert_array_equal(table.blocks[at][:first], np.flatnonzero(whole[at]))
+        np.testing.assert_array_equal(table.blocks[at][first:count], np.flatnonzero(meeting[at] & ~whole[at]))
+
+
+def hopper() -> contextlib.AbstractContextManager:
+    """Where no GPU is, JAX 0.12 wants to be told which one it lowers for; before, it takes a Hopper."""
+    if jax.__version_info__ < (0, 12):
+        return contextlib.nullcontext()
+    from jax.sharding import AbstractDevice  # Not in JAX 0.10.
+
+    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="cuda")
+    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+SHAPES = {
+    "Llama-3-8B": (2, 16384, 32, 8, 128, None),
+    "Qwen3-0.6B": (4, 2048, 16, 8, 128, None),
+    "Gemma-2-9B": (2, 4096, 16, 8, 256, 50.0),
+    "Phi-3": (2, 2048, 32, 32, 96, None),
+}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*((x, jnp.bfloat16) for x in SHAPES), ("Qwen3-0.6B", jnp.float32)])
+def test_lowers_for_cuda(name, dtype):
+    rows, length, heads, groups, width, soft_cap = SHAPES[name]
+    query, key = (jax.ShapeDtypeStruct((rows, length, n, width), dtype) for n in (heads, groups))
+    lse = jax.ShapeDtypeStruct((rows, heads, length), jnp.float32)
+    ranges = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    options = {"scale": width**-0.5, "soft_cap": soft_cap}
+
+    def forward(query, key, value, where):
+        return gpu.forward(query, key, value, Spans(*where), **options)
+
+    def backward(query, key, value, out, lse, dout, where):
+        return gpu.backward(query, key, value, out, lse, dout, Spans(*where), **options)
+
+    with hopper(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+        for function, operands, kernels in [
+            (forward, (query, key, key, (ranges,) * 3), 1),
+            (backward, (query, key, key, query, lse, query, (ranges,) * 3), 2),
+        ]:
+            text = jax.jit(function).trace(*operands).lower(lowering_platforms=("cuda",)).as_text()
+            assert text.count("@__gpu$xla.gpu.triton") == kernels
+            assert f"{length}x{length}x" not in text
