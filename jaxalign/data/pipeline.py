@@ -43,6 +43,16 @@ class PackedBatch(NamedTuple):
     tokens: int
     scored: int
 
+    @property
+    def places(self) -> int:
+        """Token places of all rows, padding included."""
+        return self.global_rows * self.rows.tokens.shape[1]
+
+    @property
+    def slots(self) -> int:
+        """Scored slots of all rows, those that are empty included."""
+        return self.global_rows * self.rows.score_slot.shape[1]
+
 
 class ShuffledBatches:
     """Random access to training batches: exactly `batch_size` examples each, reshuffled every epoch.

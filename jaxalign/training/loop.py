@@ -154,7 +154,8 @@ def run(
             pending.append((progress.step, batch, output))
             read(in_flight)
             if throughput is not None:
-                throughput.add(batch.tokens, len(batch.example_ids), waited, batch.global_rows * rows.tokens.shape[1])
+                sizes = batch.places, batch.scored, batch.slots
+                throughput.add(batch.tokens, len(batch.example_ids), waited, *sizes)
 
             step = progress.step
             sinks.advance(step)

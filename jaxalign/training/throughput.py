@@ -89,10 +89,12 @@ class Throughput:
         self._zero()
 
     def _zero(self) -> None:
-        self._tokens = self._examples = self._steps = self._places = 0
+        self._tokens = self._examples = self._steps = self._places = self._scored = self._slots = 0
         self._waited = 0.0
 
-    def add(self, tokens: int, examples: int, waited: float = 0.0, places: int = 0) -> None:
+    def add(
+        self, tokens: int, examples: int, waited: float = 0.0, places: int = 0, scored: int = 0, slots: int = 0
+    ) -> None:
         """Counts a step that was just dispatched.
 
         Args:
@@ -100,6 +102,8 @@ class Throughput:
           examples: examples (pairs) in it, over all processes.
           waited: seconds that the step had to wait for its data.
           places: token places of its rows, padding included; 0 = unknown.
+          scored: scored tokens in it, over all processes.
+          slots: scored slots of its rows, those that are empty included; 0 = unknown.
         """
         if self._start is None:
             self._start = self._clock()
@@ -107,6 +111,8 @@ class Throughput:
         self._tokens += tokens
         self._examples += examples
         self._places += places
+        self._scored += scored
+        self._slots += slots
         self._waited += waited
         self._steps += 1
 
@@ -116,7 +122,8 @@ class Throughput:
         Returns:
           ``perf/tokens_per_second`` (a prompt shared by completions counts once), ``perf/pairs_per_second``
           (examples, for methods without pairs), ``perf/seconds_per_step``, ``perf/data_wait`` (share of the time
-          spent waiting for data), ``perf/padding`` (share of the token places that are padding) and ``perf/mfu``
+          spent waiting for data), ``perf/padding`` (share of the token places that are padding), ``perf/fill`` (the share that are
+          tokens), ``perf/scored_fill`` (share of the scored slots that hold a scored token) and ``perf/mfu``
           (model FLOPs over the measured peak).
         """
         if self._start is None:
@@ -133,7 +140,10 @@ class Throughput:
             "perf/data_wait": self._waited / elapsed,
         }
         if self._places:
-            rates["perf/padding"] = 1.0 - self._tokens / self._places
+            rates["perf/fill"] = self._tokens / self._places
+            rates["perf/padding"] = 1.0 - rates["perf/fill"]
+        if self._slots:
+            rates["perf/scored_fill"] = self._scored / self._slots
         if self._flops_per_token is not None and self._peak is not None:
             rates["perf/mfu"] = rates["perf/tokens_per_second"] * self._flops_per_token / self._peak
         self._zero()

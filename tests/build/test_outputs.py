@@ -49,6 +49,7 @@ def test_throughput_is_measured(finished):
     measured = [row for row in rows if "perf/tokens_per_second" in row]
     assert len(measured) >= len(rows) - 3
     names = {"perf/pairs_per_second", "perf/seconds_per_step", "perf/data_wait", "perf/padding", "perf/mfu"}
+    names |= {"perf/fill", "perf/scored_fill"}
     assert all(names <= row.keys() for row in measured)
 
 
@@ -62,7 +63,7 @@ def test_tokens_are_counted_once_a_prompt(finished):
 
 
 def test_the_manifest_says_what_the_run_was_made_of(finished, world):
-    run = finished(reference__mode="cached")
+    run = finished()
     manifest = run.manifest
     data = manifest["data"]
     assert (data["train"]["rows"], data["train"]["examples"], data["eval"]["examples"]) == (ROWS, ROWS - HELD_OUT, 8)
@@ -101,7 +102,7 @@ def test_the_configuration_is_what_the_run_was(finished):
     assert saved == resolve(run.config)
     assert from_dict(json.loads(json.dumps(to_dict(saved)))) == saved
     assert saved.method.options["beta"] == 0.1
-    assert (saved.reference.source, saved.reference.mode) == ("policy", "live")
+    assert (saved.reference.source, saved.reference.mode) == ("policy", "cached")
 
 
 def test_the_saved_configuration_gives_the_same_run_again(finished, tmp_path, start_run):

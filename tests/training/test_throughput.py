@@ -15,24 +15,26 @@ class Clock:
 
 
 def test_rates_by_hand():
-    """The first step starts the clock. Then two steps in 4 s: 600 tokens, 8 pairs, 1 s of waiting, 800 places.
+    """The first step starts the clock. Then two steps in 4 s: 600 tokens, 8 pairs, 1 s of waiting, 800 places; 120 of 160 slots.
 
     150 tokens/s of 6 * 1000 FLOPs each are 0.9 MFLOP/s, of a peak of 9: a tenth.
     """
     clock = Clock()
     throughput = Throughput(training_flops_per_token(1000), 9e6, clock=clock)
     assert throughput.rates() == {}
-    throughput.add(999, 99, 50.0, 999)
+    throughput.add(999, 99, 50.0, 999, 9, 9)
     for _ in range(2):
         clock.now += 2.0
-        throughput.add(300, 4, 0.5, 400)
+        throughput.add(300, 4, 0.5, 400, 60, 80)
     assert throughput.rates() == pytest.approx(
         {
             "perf/tokens_per_second": 150.0,
             "perf/pairs_per_second": 2.0,
             "perf/seconds_per_step": 2.0,
             "perf/data_wait": 0.25,
+            "perf/fill": 0.75,
             "perf/padding": 0.25,
+            "perf/scored_fill": 0.75,
             "perf/mfu": 0.1,
         }
     )
@@ -48,7 +50,7 @@ def test_each_look_starts_anew():
         rates = throughput.rates()
         assert rates["perf/tokens_per_second"] == tokens / seconds
         assert "perf/mfu" not in rates
-        assert "perf/padding" not in rates
+        assert not {"perf/padding", "perf/fill", "perf/scored_fill"} & rates.keys()
     assert throughput.rates() == {}
 
 
