@@ -20,15 +20,13 @@ from jaxalign.evaluation.shared_rows import (
     plan_rows,
     row_lengths,
 )
-from jaxalign.logprobs import TOKEN_CHUNK, VOCABULARY_CHUNK, token_scores
+from jaxalign.logprobs import token_scores
 from jaxalign.models.attention import SMALLEST_BLOCK
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import Policy
 from jaxalign.training.mesh import MeshPlan, programs_in_flight
 from jaxalign.types import Rows, Variables
 
-MOST_LOGITS = 1 << 26
-"""Logits of a chunk on one device: 256 MiB."""
 PARTS = 4
 """Of a group with few rows, batches are a quarter as large."""
 PROGRAM_BATCHES = 8
@@ -177,8 +175,6 @@ class ContinuationScorer:
 
     def _program(self, count: int, scored: int) -> Callable[..., Any]:
         policy = self._policy
-        width = min(policy.config.vocab_size, VOCABULARY_CHUNK)
-        chunk = max(8, min(TOKEN_CHUNK, scored, MOST_LOGITS // (count // self._plan.batch_size * width)))
 
         def run(variables: Variables, rows: Rows) -> tuple[jax.Array, jax.Array]:
             scores = token_scores(
@@ -187,7 +183,6 @@ class ContinuationScorer:
                 rows.score_source,
                 rows.score_target,
                 soft_cap=policy.soft_cap,
-                chunk=chunk,
                 statistics=("correct",),
             )
             assert scores.correct is not None

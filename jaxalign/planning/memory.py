@@ -11,7 +11,7 @@ gathered       what fsdp gathers for use, in ``model.dtype``: two layers, the em
                gradients of embedding and head before they are scattered
 activations    what the backward pass keeps of every layer: with remat ``full`` the block's input, with ``dots`` the
                products' results, with ``none`` everything; and one block's own
-scoring        states of the scored tokens, and three float32 arrays of logits ``[rows, 128, vocabulary <= 65536]``
+scoring        states of the scored tokens, and three float32 arrays of a tile's logits
 =============  =================================================================================================
 
 Measured against `jax.stages.Compiled.memory_analysis` (arguments plus temporaries) of the same step:
@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import jax
 
 from jaxalign.config import RunConfig
-from jaxalign.logprobs import TOKEN_CHUNK, VOCABULARY_CHUNK
+from jaxalign.logprobs import tile_shape
 from jaxalign.models.attention import LOOP_BANDS, LOOPED_LENGTH, MOST_BLOCKS, SMALLEST_BLOCK
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
@@ -142,8 +142,8 @@ def step_memory(
     table = count.embedding / tensor
     gathered = max(2 * largest / tensor * computed, table * (computed + 4 * train)) if shards > 1 else table * computed
     kept, working = _per_token(decoder, config.model.remat if train else "forward", tensor, row)
-    vocabulary = min(decoder.vocab_size / tensor, VOCABULARY_CHUNK)
-    logits = 3 * local * TOKEN_CHUNK * vocabulary * 4
+    tile = tile_shape(local * scored, math.ceil(decoder.vocab_size / tensor), "tpu")
+    logits = 3 * tile.tokens * tile.entries * 4
     states = local * scored * decoder.width * computed
     if not train:
         return Parts(own, 0, 0, 0, gathered, tokens * (kept + working) * computed, logits + states)
