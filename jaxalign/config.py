@@ -164,9 +164,9 @@ class ReferenceConfig:
     ] = "auto"
     mode: Annotated[
         Literal["auto", "live", "cached", "moving"],
-        "live = computed in every step; cached = computed once and kept on disk; moving = a copy that follows the"
-        " policy; auto = cached for the prior, for columns and for another model (live if the method needs it), else"
-        " live.",
+        "live = computed in every step; cached = computed once, before training, for what the run will show, and kept"
+        " on disk for other runs; moving = a copy that follows the policy; auto = cached, but live where the method"
+        " compares whole next-token distributions.",
     ] = "auto"
     update_every: Annotated[int, "Steps between two moves of a moving reference.", Range(ge=1)] = 512
     update_rate: Annotated[
@@ -179,7 +179,10 @@ class ReferenceConfig:
         " `quantization`). On a model of 0.26 M parameters, whose numbers are the coarsest, a completion of 35 tokens"
         " (-147 nats) was off by 0.37 nats in the median and 2.1 at most; bfloat16 alone by 0.19 and 1.3.",
     ] = "none"
-    cache_dir: Annotated[str | None, "Folder of the cache, shared by all runs; none = ~/.cache/jaxalign."] = None
+    cache_dir: Annotated[
+        str | None,
+        "Folder of the cache, shared by all runs; none = `reference` in JAXALIGN_CACHE, or in ~/.cache/jaxalign.",
+    ] = None
     chat_template: Annotated[str | None, "Path of the chat template of another model; none = its tokenizer's."] = None
     prior_prefix: Annotated[
         str, "Text that the prior reads in place of the prompt, behind BOS: a chat header, say. Empty = BOS alone."
@@ -406,7 +409,7 @@ def resolve(config: RunConfig) -> RunConfig:
     if source == "auto":
         source = "policy" if method.needs_reference else "none"
     if mode == "auto":
-        live = source in ("policy", "none") or method.needs_live_reference
+        live = source == "none" or method.needs_live_reference
         mode = "live" if live else "cached"
     train = config.train
     if train.epochs is None and train.steps is None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import socket
 import threading
 import time
@@ -82,9 +83,28 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def cache_folder() -> Path:
-    """The user's folder for what may be computed again."""
+    """The user's folder for what may be computed again: reference log-probabilities, compiled programs, hashes, rows.
+
+    It is ``JAXALIGN_CACHE``, else ``jaxalign`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+    if chosen := os.environ.get("JAXALIGN_CACHE"):
+        return Path(chosen).expanduser()
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "jaxalign"
+
+
+def compiled_folder() -> Path:
+    """Where compiled programs are kept, unless ``JAX_COMPILATION_CACHE_DIR`` says another place.
+
+    Programs for the CPU use the instructions that it has, so machines that share a home and differ in these share none.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        flags = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        flags = ""
+    machine = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:8]
+    return cache_folder() / "compiled" / machine
 
 
 def file_hash(path: str | Path) -> str:

@@ -34,6 +34,11 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+# Never the user's cache; a folder that each test session, with the processes that it starts, has for itself.
+if "JAXALIGN_CACHE" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="jaxalign-tests-cache-", ignore_cleanup_errors=True)
+    os.environ["JAXALIGN_CACHE"] = _cache.name
+
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 

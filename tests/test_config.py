@@ -224,14 +224,15 @@ def test_resolve_settles_everything_for_every_method(name: str):
     config = resolve(from_dict(with_fields(method={"name": name})))
     assert set(config.method.options) == set(METHODS[name].options)
     assert config.reference.source == ("policy" if METHODS[name].needs_reference else "none")
-    assert config.reference.mode == "live"
+    live = METHODS[name].needs_live_reference or not METHODS[name].needs_reference
+    assert config.reference.mode == ("live" if live else "cached")
     assert config.train.epochs == 1.0
     assert validate(config) == []
     assert resolve(config) == config
 
 
 def test_resolve_caches_references_that_a_step_cannot_or_need_not_compute():
-    for source in ("prior", "another/model"):
+    for source in ("auto", "policy", "prior", "another/model"):
         config = resolve(from_dict(with_fields(reference={"source": source})))
         assert config.reference.mode == "cached"
     assert resolve(from_dict(with_fields(train={"steps": 3}))).train.epochs is None

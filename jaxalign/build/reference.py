@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
+import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.build.data import CheckedData, architecture, check_data, lay_out, training_steps
+from jaxalign.build.data import CheckedData, architecture, check_data, training_steps
 from jaxalign.build.model import load_folder, make_policy, make_trainable, mesh_plan, settled, start_variables
 from jaxalign.build.progress import bar
 from jaxalign.build.reference_views import View, reference_views
 from jaxalign.config import RunConfig
 from jaxalign.data.contract import DataReport
-from jaxalign.data.pipeline import Attach, OrderedBatches
-from jaxalign.data.row_plans import RowProgram, RowShape
+from jaxalign.data.pipeline import Attach
+from jaxalign.data.row_plans import RowShape
 from jaxalign.data.tokenization import TokenizerView
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.data.written_pairs import pair_records, write_pairs
 from jaxalign.errors import ConfigError
+from jaxalign.files import cache_folder
 from jaxalign.methods import Layout, get_method
 from jaxalign.models.adapters import without_adapter
 from jaxalign.models.config_json import read_config
@@ -34,7 +35,7 @@ from jaxalign.models.quantization import load_qwix, quantize
 from jaxalign.training import references
 from jaxalign.training.mesh import MeshPlan
 from jaxalign.training.reference_fill import CachedLogps, fill, read
-from jaxalign.training.reference_scorer import RowScorer
+from jaxalign.training.reference_scorer import RowScorer, choose_rows
 from jaxalign.training.reference_store import ReferenceStore
 from jaxalign.training.references import Reference, check_reference
 from jaxalign.types import Variables
@@ -64,13 +65,16 @@ class RunReference:
     facts: Mapping[str, Any]
 
 
-def plan_reference(config: RunConfig, data: CheckedData, sets: Collection[str] = ("train", "eval")) -> dict[str, View]:
+def plan_reference(
+    config: RunConfig, data: CheckedData, sets: Collection[str] = ("train", "eval"), *, whole: bool = False
+) -> dict[str, View]:
     """Checks the reference's source, and gives the examples as a cached reference reads them. Reads no weights.
 
     Args:
       config: the run, resolved.
       data: its examples.
       sets: which of them the reference will read.
+      whole: also the training examples that a run of less than an epoch does not show.
 
     Returns:
       a view of each set; none for a reference that is not cached.
@@ -87,7 +91,7 @@ def plan_reference(config: RunConfig, data: CheckedData, sets: Collection[str] =
                 _warn_of_cut_answers(name, data.sets[name][1])
         return {}
     if mode == "cached":
-        views = reference_views(config, data, training_steps(config, data))
+        views = reference_views(config, data, training_steps(config, data), whole=whole)
         return {name: view for name, view in views.items() if name in sets}
     if source not in ("policy", "none"):
         folder = resolve(source, option="reference.source")
@@ -160,7 +164,8 @@ def make_reference(
         made, frozen = references.frozen(theirs), load_folder(folder, theirs, plan)
         frozen = quantize(frozen) if int8 else frozen
     else:
-        store, facts["cache"] = _fill(config, views, facts["hash"], policy, start, plan)
+        store, facts["cache"], speed = _fill(config, views, facts["hash"], policy, start, plan)
+        facts |= {"fill": speed} if speed else {}
         token_level = all(view.token_level for view in views.values())
         made = references.cached() if token_level else references.cached_sums()
         attach |= {name: _attach(read(store, view.shown), view) for name, view in views.items()}
@@ -172,7 +177,7 @@ def make_reference(
 
 
 def cache_reference(config: RunConfig, out: str | Path | None = None) -> dict[str, Any]:
-    """Computes and stores every reference log-probability that a run would read.
+    """Computes and stores every reference log-probability of the run's data, also of what a short run does not show.
 
     Args:
       config: the run.
@@ -195,13 +200,13 @@ def cache_reference(config: RunConfig, out: str | Path | None = None) -> dict[st
     if out is not None:
         _check_out(config, Path(out))
     data, plan = check_data(config), mesh_plan(config)
-    views = reference_views(config, data, training_steps(config, data))
+    views = reference_views(config, data, training_steps(config, data), whole=True)
     policy = make_policy(config, architecture(config), plan)
     with jax.set_mesh(plan.mesh):
         start = functools.cache(lambda: start_variables(config, policy, plan))
         reference_hash = _reference_hash(config, policy, start)
-        store, counts = _fill(config, views, reference_hash, policy, start, plan)
-    found: dict[str, Any] = {"folder": str(store.folder), "reference": reference_hash, **counts}
+        store, counts, speed = _fill(config, views, reference_hash, policy, start, plan)
+    found: dict[str, Any] = {"folder": str(store.folder), "reference": reference_hash, **counts, **speed}
     if out is not None:
         found["written"] = _write_pairs(config, data, store, views, Path(out))
     return found
@@ -287,53 +292,69 @@ def _fill(
     policy: Policy,
     start: Callable[[], Variables],
     plan: MeshPlan,
-) -> tuple[ReferenceStore, dict[str, int]]:
-    """Opens the store and computes what it lacks. The reference's weights are read only if something is missing."""
+) -> tuple[ReferenceStore, dict[str, int], dict[str, float]]:
+    """Opens the store and computes what it lacks. The reference's weights are read only if something is missing.
+
+    Returns:
+      the store; counts of completions; tokens and seconds of the pass, if there was one.
+    """
     source = config.reference.source
     own = source in ("policy", "prior")
     store = ReferenceStore(
-        Path(config.reference.cache_dir or os.environ.get("JAXALIGN_CACHE") or "~/.cache/jaxalign").expanduser(),
+        Path(config.reference.cache_dir or cache_folder() / "reference").expanduser(),
         reference_hash=reference_hash,
         template_hash=next(iter(views.values())).template_hash,
         precision=_precision(config),
         process_index=jax.process_index(),
     )
-    scorer: list[RowScorer] = []
-    method = get_method(config.method.name)
-    batch_size = max(config.evaluation.batch_size, plan.batch_size)
 
-    def score(examples):
-        if not scorer:
-            if own:
-                theirs, weights = policy, without_adapter(start())
-            else:
-                folder = resolve(source, option="reference.source")
-                theirs = make_policy(config, read_config(folder), plan)
-                weights = load_folder(folder, theirs, plan)
-            if config.reference.quantization == "int8":
-                weights = quantize(weights)
-            layout = _common_layout(views, method.mismatched, batch_size, plan)
-            scorer.append(RowScorer(theirs, weights, layout.packer((), plan.local_rows), plan))
-        return scorer[0](examples)
+    @functools.cache
+    def scorer() -> RowScorer:
+        if own:
+            theirs, weights = policy, without_adapter(start())
+        else:
+            folder = resolve(source, option="reference.source")
+            theirs = make_policy(config, read_config(folder), plan)
+            weights = load_folder(folder, theirs, plan)
+        if config.reference.quantization == "int8":
+            weights = quantize(weights)
+        shape, rows = _scoring_layout(views, get_method(config.method.name).mismatched, config, plan)
+        return RowScorer(theirs, weights, shape, rows, plan)
 
     counts = {"entries": 0, "hits": 0, "computed": 0, "corrupted": 0}
+    started = time.perf_counter()
     for name, view in views.items():
         with bar(f"reference, {name}", config.logging.progress) as progress:
-            report = fill(store, view.shown, score, batch_size=batch_size, progress=progress)
+            report = fill(store, view.shown, lambda examples: scorer()(examples), progress=progress)
         counts = {key: counts[key] + value for key, value in report._asdict().items()}
-    return store, counts
+    if not counts["computed"]:
+        return store, counts, {}
+    seconds = time.perf_counter() - started
+    _log.info("reference: %d completions computed in %.1f s", counts["computed"], seconds)
+    return store, counts, {"tokens": scorer().tokens, "seconds": round(seconds, 2)}
 
 
-def _common_layout(views: Mapping[str, View], mismatched: bool, batch_size: int, plan: MeshPlan):
-    """A row layout that holds the examples of all the sets."""
-    layouts = [
-        lay_out(OrderedBatches(view.examples, batch_size=batch_size, mismatched=mismatched), plan.batch_size)
-        for view in views.values()
-    ]
-    largest = [max(sizes) for sizes in zip(*(layout.shape for layout in layouts), strict=True)]
-    shape = RowShape(*largest)
-    rows = max(max(layout.row_counts) for layout in layouts)
-    return dataclasses.replace(layouts[0], programs=(RowProgram(rows, shape),))
+SAMPLE = 1024
+"""Examples of a set from which the shape of the rows is read."""
+
+
+def _scoring_layout(
+    views: Mapping[str, View], mismatched: bool, config: RunConfig, plan: MeshPlan
+) -> tuple[RowShape, int]:
+    """A row that holds the examples of all the sets, and how many rows to score at a time."""
+    tokens, scored, completions = [], [], 1
+    for view in views.values():
+        examples = view.examples
+        partner = examples.completion_lengths[:, 0] if mismatched else np.zeros(len(examples), int)
+        longest = {int(each.argmax()) for each in (examples.row_tokens, examples.scored_tokens)}
+        some = sorted({*np.linspace(0, len(examples) - 1, SAMPLE).astype(int).tolist(), *longest})
+        # Partners are drawn anew in every epoch; the longest may meet the longest.
+        others = np.where(np.isin(some, list(longest)), partner.max(), np.roll(partner[some], 1))
+        tokens += (examples.row_tokens[some] + others).tolist()
+        scored += (examples.scored_tokens[some] + others).tolist()
+        completions = max(completions, examples.completions + mismatched)
+    batch_size = max(config.evaluation.batch_size, plan.batch_size)
+    return choose_rows(tokens, scored, completions, batch_size=batch_size, multiple=plan.batch_size)
 
 
 def _attach(cached: CachedLogps, view: View) -> Attach:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -27,24 +27,28 @@ class View:
 
     Attributes:
       examples: the set, in the policy's order.
-      shown: every different example that the run will show, all epochs one after another.
-      per_epoch: how many of them an epoch has; 0 when all epochs are alike.
+      shown: every different example that the run will show, and no other.
+      places: where in `shown` each example is, ``[epochs, N]``, -1 where it is not shown; one row when all epochs are
+        alike.
       token_level: the completions have the policy's tokens, so each token has a log-probability of its own.
       template_hash: of the chat template and the tokenizer that made the tokens.
     """
 
     examples: ExampleSet
     shown: Sequence[Example]
-    per_epoch: int
+    places: np.ndarray
     token_level: bool
     template_hash: str
 
     def index(self, epoch: int, identity: int) -> int:
         """Where in `shown` an example of an epoch is."""
-        return epoch * self.per_epoch + identity
+        place = int(self.places[epoch if len(self.places) > 1 else 0, identity])
+        if place < 0:
+            raise IndexError(f"example {identity} is not shown in epoch {epoch}")
+        return place
 
 
-def reference_views(config: RunConfig, data: CheckedData, steps: int) -> dict[str, View]:
+def reference_views(config: RunConfig, data: CheckedData, steps: int, *, whole: bool = False) -> dict[str, View]:
     """Each set of the run as its reference reads it.
 
     * the policy before training reads the same tokens;
@@ -54,7 +58,9 @@ def reference_views(config: RunConfig, data: CheckedData, steps: int) -> dict[st
     Args:
       config: the run, resolved.
       data: its examples.
-      steps: optimizer steps, which decide how many epochs show other mismatched completions.
+      steps: optimizer steps, which decide what is shown: of less than an epoch not all examples, and of several
+        epochs other mismatched completions in each.
+      whole: show all examples in every epoch that begins.
 
     Raises:
       ConfigError: the examples were cut, so that another tokenizer would read other text.
@@ -74,34 +80,43 @@ def reference_views(config: RunConfig, data: CheckedData, steps: int) -> dict[st
             token_level = False
             sets = {name: others[name][0] for name in names}
             reports = {name: others[name][1] for name in names}
-    return {name: _view(config, name, sets[name], reports[name], steps, token_level) for name in names}
+    return {name: _view(config, name, sets[name], reports[name], steps, token_level, whole) for name in names}
 
 
 def _view(
-    config: RunConfig, name: str, examples: ExampleSet, report: DataReport, steps: int, token_level: bool
+    config: RunConfig, name: str, examples: ExampleSet, report: DataReport, steps: int, token_level: bool, whole: bool
 ) -> View:
     method = get_method(config.method.name)
+    count = len(examples)
     shown: Sequence[Example] = examples
-    per_epoch = 0
-    if method.mismatched and name == "train":
-        epochs = -(-steps * config.train.batch_size // len(examples))
-        shown, per_epoch = _Epochs(shuffled(examples, method, config), epochs), len(examples)
+    places = np.arange(count)[None]
+    taken = steps * config.train.batch_size
+    if name == "train" and (method.mismatched or (taken < count and not whole)):
+        batches = shuffled(examples, method, config)
+        epochs = -(-taken // count) if method.mismatched else 1
+        order = np.stack([batches.order(epoch) for epoch in range(epochs)])
+        last = count if whole else taken - (epochs - 1) * count
+        stops = [count] * (epochs - 1) + [last]
+        pairs = [(e, int(i)) for e, stop in enumerate(stops) for i in np.sort(order[e][:stop])]
+        places = np.full((epochs, count), -1)
+        places[tuple(np.array(pairs).T)] = np.arange(len(pairs))
+        shown = _Shown(batches, pairs)
     elif method.mismatched:
         batches = ordered(examples, method, 1, config.data.seed)
-        shown = [batches.example(i) for i in range(len(examples))]
+        shown = [batches.example(i) for i in range(count)]
     identity = f"{report.template_hash or 'plain text'}/{report.tokenizer_hash}"
-    return View(examples, shown, per_epoch, token_level, identity)
+    return View(examples, shown, places, token_level, identity)
 
 
-class _Epochs(Sequence[Example]):
-    """The examples of several epochs, one epoch after another."""
+class _Shown(Sequence[Example]):
+    """Examples as epochs show them, each named by (epoch, example)."""
 
-    def __init__(self, batches: ShuffledBatches, epochs: int):
+    def __init__(self, batches: ShuffledBatches, pairs: Sequence[tuple[int, int]]):
         self._batches = batches
-        self._epochs = epochs
+        self._pairs = pairs
 
     def __len__(self) -> int:
-        return self._epochs * len(self._batches.examples)
+        return len(self._pairs)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -109,13 +124,8 @@ class _Epochs(Sequence[Example]):
     def __getitem__(self, index: slice) -> list[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._batches.example(*divmod(index, len(self._batches.examples)))
-
-    def __iter__(self) -> Iterator[Example]:
-        return (self[i] for i in range(len(self)))
+            return [self._batches.example(*pair) for pair in self._pairs[index]]
+        return self._batches.example(*self._pairs[index])
 
 
 def _prior_prefix(tokenizer, text: str) -> list[int]:

@@ -94,7 +94,7 @@ def token_logps(
     name = "eval" if data.held_out is not None else "train"
     examples, report = data.sets[name]
     wanted = len(examples) if count is None else min(count, len(examples))
-    views = plan_reference(config, data, sets=(name,))
+    views = plan_reference(config, data, sets=(name,), whole=True)
     options = method.resolve_options(config.method.options)
     found: dict[int, list[tuple[np.ndarray, ...]]] = {}
     with jax.set_mesh(plan.mesh):

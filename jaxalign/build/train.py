@@ -206,7 +206,7 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
         state = run(
             state,
             frozen,
-            step_for=compiled,
+            step=compiled,
             iterator=iterator,
             put_rows=lambda batch: plan.put_rows(batch.rows, batch.global_rows, batch.first_row),
             schedule=Schedule(

@@ -8,13 +8,20 @@ from collections.abc import Sequence
 
 from jaxalign.errors import JaxalignError
 
+MIN_COMPILE_SECONDS = "0.2"
+"""Programs that take less to compile are not kept; JAX's own choice is 1."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code; see ``jaxalign --help`` for their meanings."""
     from jaxalign.cli.parser import parse
+    from jaxalign.files import compiled_folder
 
     # transformers warns in every process that torch is absent, which here it always may be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # Before JAX is imported: a second start of a run, or of one like it, then reads its programs from disk.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_folder()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", MIN_COMPILE_SECONDS)
     argv = sys.argv[1:] if argv is None else list(argv)
     verb = "jaxalign"
     try:

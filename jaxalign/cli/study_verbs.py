@@ -70,7 +70,6 @@ def study(args: Namespace) -> int:
         runner.begin(plan, retry_failed=args.retry_failed)
     if not alone:
         return _parent(args, plan, shard, chosen, todo, workdir)
-    use_compiled(plan.folders.root / "cache" / "compiled")
     try:
         with stop_on_signals():
             if args.shared:
@@ -197,14 +196,6 @@ def _emit(args: Namespace, plan, workdir: str) -> int:
     target.write_text(text, encoding="utf-8")
     print(f"wrote {target}")
     return 0
-
-
-def use_compiled(folder: Path) -> None:
-    """Keeps compiled programs on disk, unless the user does so elsewhere: rows of a study share most of theirs."""
-    import jax
-
-    if not getattr(jax.config, "jax_compilation_cache_dir"):  # noqa: B009 - it has no such field for pyright
-        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 class Console:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import DataError, did_you_mean
-from jaxalign.files import write_text
+from jaxalign.files import cache_folder, write_text
 
 Row = Mapping[str, Any]
 SPLITS: Mapping[str, tuple[str, ...]] = {
@@ -171,8 +170,7 @@ class BenchmarkFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DataError(f"--benchmarks: {self.folder} is not a folder. Expected one with a folder per data set.")
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.cache = Path(cache) if cache else Path(home) / "jaxalign" / "benchmarks"
+        self.cache = Path(cache) if cache else cache_folder() / "benchmarks"
         self.notes: dict[str, str] = {}
         self._rows: dict[Path, list[Row]] = {}
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from jaxalign.files import compiled_folder
 from jaxalign.studies import rows
 from jaxalign.studies.folders import Folders, note_event, read_json
 from jaxalign.studies.make_row import STDERR_LINES, failure, finished, note_failure, row_of
@@ -131,7 +132,8 @@ class Children:
         self._folders.doing(job.id).unlink(missing_ok=True)
         log = open(file, "ab")  # noqa: SIM115 - closed when the process has ended
         start = log.tell()
-        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": compiled(self._folders), **self._environments[slot]}
+        compiled = {"JAX_COMPILATION_CACHE_DIR": str(compiled_folder())}  # rows of a study share most programs
+        environment = {**compiled, **os.environ, **self._environments[slot]}
         process = subprocess.Popen(
             [*self._command, *job.arguments],
             stdin=subprocess.PIPE,  # its end tells the child that we are gone
@@ -207,11 +209,6 @@ class Children:
         elif stage is not None:
             waiting.insert(0, job)  # for the stages that are left; this one is recorded as failed
         self._show(job.id, f"FAILED: {error['message']}", True)
-
-
-def compiled(folders: Folders) -> str:
-    """The folder of compiled programs, which all processes of a study share."""
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folders.cache / "compiled")
 
 
 def outcome_line(row: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ class Folders:
 
     @property
     def cache(self) -> Path:
-        """Reference log-probabilities and compiled programs."""
+        """Reference log-probabilities."""
         return self.root / "cache"
 
     @property

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.training.state import Frozen, TrainState
 from jaxalign.training.step import StepOutput
@@ -14,12 +17,46 @@ from jaxalign.types import Rows
 
 Step = Callable[[TrainState, Frozen, Rows], tuple[TrainState, StepOutput]]
 
+
+@dataclass(frozen=True)
+class Told:
+    """What a compiled step tells, on its way to the host.
+
+    Attributes:
+      numbers: sum and weight of each metric, then whether all is finite, ``[2 * M + 1]`` float32.
+      names: of the M metrics.
+      policy_sums: as in `StepOutput`.
+      reference_sums: likewise.
+    """
+
+    numbers: jax.Array
+    names: tuple[str, ...]
+    policy_sums: jax.Array
+    reference_sums: jax.Array
+
+    def send(self) -> None:
+        """Lets the numbers travel as soon as they are there."""
+        self.numbers.copy_to_host_async()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the step has been computed."""
+        return self.numbers.is_ready()
+
+    def read(self) -> StepOutput:
+        """Waits for the step. Its metrics are NumPy scalars."""
+        numbers = np.asarray(self.numbers)
+        metrics: Any = {name: (numbers[2 * i], numbers[2 * i + 1]) for i, name in enumerate(self.names)}
+        finite: Any = bool(numbers[-1])
+        return StepOutput(metrics, finite, self.policy_sums, self.reference_sums)
+
+
 Size = tuple[int, int, int, int]
 """Rows R, tokens T, scored slots S and examples E of a batch."""
 
 
 class CompiledStep:
-    """Gives the compiled program for rows of a shape.
+    """The step as compiled programs, one for each size of the rows.
 
     The first call compiles for all expected sizes, so that nothing is compiled later; a batch of another size is
     compiled for when it comes, and counted.
@@ -38,17 +75,24 @@ class CompiledStep:
         replicated: Any,
         expected: Callable[[], Sequence[Rows]] = lambda: (),
     ):
-        self._jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, replicated))
+        names: list[str] = []
+
+        def telling(state: TrainState, frozen: Frozen, rows: Rows):
+            state, output = step(state, frozen, rows)
+            names[:] = output.metrics
+            flat = [number for pair in output.metrics.values() for number in pair]
+            numbers = jnp.stack([jnp.asarray(number, jnp.float32) for number in (*flat, output.finite)])
+            return state, (numbers, output.policy_sums, output.reference_sums)
+
+        self._names = names
+        self._jitted = jax.jit(telling, donate_argnums=0, out_shardings=(state_shardings, replicated))
         self._expected = expected
         self._programs: dict[Size, Any] = {}
         self._unexpected = 0
         self._seconds = 0.0
 
-    def __call__(self, rows: Rows) -> Step:
-        """The program for these rows; call it with (state, frozen, rows)."""
-        return self._for_size
-
-    def _for_size(self, state: TrainState, frozen: Frozen, rows: Rows) -> tuple[TrainState, StepOutput]:
+    def __call__(self, state: TrainState, frozen: Frozen, rows: Rows) -> tuple[TrainState, Told]:
+        """Takes a step, with the program for these rows."""
         size = _size(rows)
         if size not in self._programs:
             self._unexpected += bool(self._programs)
@@ -56,7 +100,8 @@ class CompiledStep:
                 self._compile(state, frozen, rows, each)
             if size not in self._programs:
                 self._compile(state, frozen, rows, rows)
-        return self._programs[size](state, frozen, rows)
+        state, (numbers, policy_sums, reference_sums) = self._programs[size](state, frozen, rows)
+        return state, Told(numbers, tuple(self._names), policy_sums, reference_sums)
 
     def _compile(self, state: TrainState, frozen: Frozen, rows: Rows, like: Rows) -> None:
         started = time.perf_counter()

@@ -1,7 +1,8 @@
 """The loop: the one impure file of training. It feeds compiled steps, watches their numbers, and saves.
 
-The host never waits for the step it just started: metrics are read a few steps late, and only a log point, an
-evaluation or a checkpoint catches up.
+The host never waits for the step it just started. The next batch is packed and on its way to the devices while they
+compute; what a step tells is read, checked and logged a few steps late; only an evaluation, a checkpoint or the end
+catches up.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 from jaxalign.data.pipeline import PackedBatch
 from jaxalign.errors import NumericsError
 from jaxalign.training.checkpoint import Checkpoints
+from jaxalign.training.compiled import Told
 from jaxalign.training.mesh import programs_in_flight
 from jaxalign.training.metrics import Averages, MetricSinks
 from jaxalign.training.state import Frozen, TrainState
@@ -77,11 +79,57 @@ class Schedule:
         return step == self.steps or (every is not None and step % every == 0)
 
 
+class _Fed(NamedTuple):
+    """A batch for a step: on the host, on the devices, and the seconds that it took until it was there."""
+
+    batch: PackedBatch
+    rows: Rows
+    seconds: float
+
+
+class _Feed:
+    """The batches in order, one of them ahead. Its state is the place of what was taken, whatever lies ahead."""
+
+    def __init__(self, iterator: Any, put_rows: Callable[[PackedBatch], Rows]):
+        self._iterator = iterator
+        self._put_rows = put_rows
+        self._ahead: _Fed | None = None
+        self._state: Any = None
+
+    def prepare(self) -> _Fed:
+        """Packs the next batch and sends it to the devices, unless that is done already."""
+        if self._ahead is None:
+            self._state = self._iterator.get_state()
+            started = time.perf_counter()
+            batch = next(self._iterator)
+            self._ahead = _Fed(batch, self._put_rows(batch), time.perf_counter() - started)
+        return self._ahead
+
+    def take(self) -> _Fed:
+        """The next batch."""
+        fed, self._ahead = self.prepare(), None
+        return fed
+
+    def state(self) -> Any:
+        """The iterator's state behind the last batch that was taken."""
+        return self._iterator.get_state() if self._ahead is None else self._state
+
+
+class _Started(NamedTuple):
+    """A step under way: its number and batch, the unique tokens up to it, and seconds lost."""
+
+    step: int
+    batch: PackedBatch
+    told: Told
+    tokens: int
+    waited: float
+
+
 def run(
     state: TrainState,
     frozen: Frozen,
     *,
-    step_for: Callable[[Rows], Callable[..., tuple[TrainState, StepOutput]]],
+    step: Callable[[TrainState, Frozen, Rows], tuple[TrainState, Told]],
     iterator: Any,
     put_rows: Callable[[PackedBatch], Rows],
     schedule: Schedule,
@@ -99,7 +147,7 @@ def run(
     Args:
       state: donated to the first step.
       frozen: read by every step.
-      step_for: the compiled step for rows of this shape.
+      step: the compiled step, see `jaxalign.training.compiled`.
       iterator: a grain iterator of `PackedBatch`, at `progress.step`.
       put_rows: moves a batch's rows to the devices.
       schedule: when to log, evaluate and save.
@@ -116,18 +164,27 @@ def run(
       NumericsError: a loss or gradient is not finite, or `check_first` objects.
       Interrupted: after a signal, once everything is saved.
     """
-    pending: deque[tuple[int, PackedBatch, StepOutput]] = deque()
+    pending: deque[_Started] = deque()
+    feed = _Feed(iterator, put_rows)
 
     def read(limit: int) -> None:
-        """Reads outputs until at most `limit` are unread."""
+        """Reads what steps told until at most `limit` are unread, and logs."""
         while len(pending) > limit:
-            step, batch, output = pending.popleft()
-            metrics, finite = jax.device_get((output.metrics, output.finite))
-            if not finite:
-                raise _not_finite(step, batch, output, metrics, describe)
-            if step == 1 and check_first is not None:
-                check_first(batch, output)
-            progress.averages.add(metrics)
+            done = pending.popleft()
+            output = done.told.read()
+            if not output.finite:
+                raise _not_finite(done.step, done.batch, output, output.metrics, describe)
+            if done.step == 1 and check_first is not None:
+                check_first(done.batch, output)
+            progress.averages.add(output.metrics)
+            if throughput is not None:
+                sizes = done.batch.places, done.batch.scored, done.batch.slots
+                throughput.add(done.batch.tokens, len(done.batch.example_ids), done.waited, *sizes)
+            if schedule.due(schedule.log_every, done.step) or done.step == 1:
+                row = progress.averages.means()
+                progress.averages.clear()
+                row |= {"epoch": done.step / schedule.steps_per_epoch, "num_tokens": done.tokens}
+                sinks.write(done.step, row | (throughput.rates() if throughput is not None else {}))
 
     def save(metrics: Mapping[str, float] | None) -> None:
         read(0)  # a state that has seen a NaN is never written
@@ -138,47 +195,38 @@ def run(
                 "are not saved; the last good checkpoint is kept. Try a smaller learning rate."
             )
         if checkpoints is not None and checkpoints.latest_step != progress.step:
-            checkpoints.save(progress.step, state, iterator.get_state(), progress.as_dict(), metrics)
+            checkpoints.save(progress.step, state, feed.state(), progress.as_dict(), metrics)
 
+    idle = True  # whether the devices had nothing left to compute when the next batch was there
     in_flight = programs_in_flight()
     best_rule = checkpoints is not None and checkpoints.best_metric is not None
     with _stop_signal() as stopped, _saved(checkpoints):
         while progress.step < schedule.steps:
-            waited = time.perf_counter()
-            batch = next(iterator)
-            rows = put_rows(batch)
-            waited = time.perf_counter() - waited
-            state, output = step_for(rows)(state, frozen, rows)
+            batch, rows, seconds = feed.take()
+            state, told = step(state, frozen, rows)
+            told.send()
             progress.step += 1
             progress.tokens += batch.tokens
-            pending.append((progress.step, batch, output))
+            number = progress.step
+            pending.append(_Started(number, batch, told, progress.tokens, seconds if idle else 0.0))
+            if number < schedule.steps:
+                feed.prepare()
+            idle = all(each.told.is_ready for each in pending)
             read(in_flight)
-            if throughput is not None:
-                sizes = batch.places, batch.scored, batch.slots
-                throughput.add(batch.tokens, len(batch.example_ids), waited, *sizes)
-
-            step = progress.step
-            sinks.advance(step)
-            if schedule.due(schedule.log_every, step) or step == 1:
-                read(0)
-                row = progress.averages.means()
-                progress.averages.clear()
-                extra = throughput.rates() if throughput is not None else {}
-                sinks.write(
-                    step, {**row, "epoch": step / schedule.steps_per_epoch, "num_tokens": progress.tokens, **extra}
-                )
+            sinks.advance(number)
             evaluated = None
-            if evaluate is not None and schedule.due(schedule.eval_every, step):
+            if evaluate is not None and schedule.due(schedule.eval_every, number):
                 read(0)
                 evaluated = {f"eval_{name}": value for name, value in evaluate(state).items()}
-                sinks.write(step, evaluated)
+                sinks.write(number, evaluated)
                 if throughput is not None:
                     throughput.restart()
-            if schedule.due(schedule.checkpoint_every, step) or (best_rule and evaluated is not None):
+            if schedule.due(schedule.checkpoint_every, number) or (best_rule and evaluated is not None):
                 save(evaluated)
-            if _should_stop(stopped, step):
+            if _should_stop(stopped, number):
                 save(evaluated)
-                raise Interrupted(step)
+                raise Interrupted(number)
+        read(0)
     return state
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -14,8 +16,12 @@ from jaxalign.data.records import Example
 from jaxalign.errors import DataError
 from jaxalign.training.reference_store import ReferenceStore
 
-Score = Callable[[list[Example]], Sequence[tuple[np.ndarray, ...]]]
-"""The log-probabilities (nats) of each example's completions: per example K arrays, one value a scored token."""
+Score = Callable[[Sequence[Example]], Iterable[tuple[int, Sequence[np.ndarray]]]]
+"""Scores examples: gives, in any order and as they become known, an example's index and the log-probabilities (nats) of
+its completions, K arrays of one value a scored token."""
+
+UNWRITTEN = 2
+"""Parts that may wait for the disk; then the computation waits."""
 
 
 class FillReport(NamedTuple):
@@ -69,32 +75,33 @@ def fill(
     examples: Sequence[Example],
     score: Score,
     *,
-    batch_size: int = 64,
     part_entries: int = 4096,
+    part_seconds: float = 60.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> FillReport:
     """Computes the log-probabilities that the store lacks, and no others.
 
-    Parts reach the disk while the work goes on, so after a kill at most ``part_entries`` entries are computed twice.
+    Parts are written by a thread while the work goes on, so after a kill at most the last of them is computed twice:
+    ``part_entries`` entries, or the work of ``part_seconds``, and those that wait for the disk.
 
     In a run of several processes every process calls this with the same examples, ``score`` is called with the same
-    batches in all of them (it may compute on the whole mesh) and returns the same values in all of them; each process
-    writes its share. They must see one file system.
+    examples in all of them (it may compute on the whole mesh) and gives the same in the same order in all of them;
+    each process writes its share. They must see one file system.
 
     Args:
       store: where to look and write.
       examples: token ids as the reference reads them: its own tokenizer and template, if it has its own.
-      score: the reference. Called with at most ``batch_size`` examples that lack at least one completion.
-      batch_size: examples a call.
+      score: the reference. Called once, with the examples that lack a completion and of each the lacking ones only.
       part_entries: completions a part.
-      progress: called with (examples done, examples to do) after each batch.
+      part_seconds: after so long a part is written that has fewer.
+      progress: called with (examples done, examples to do).
 
     Raises:
-      DataError: ``score`` returned another number of values than there are tokens, or what was written cannot be read.
+      DataError: ``score`` gave another number of values than there are tokens, or what was written cannot be read.
       NumericsError: a log-probability is not finite.
     """
-    if batch_size < 1 or part_entries < 1:
-        raise ValueError(f"batch_size and part_entries must be at least 1, got {batch_size} and {part_entries}")
+    if part_entries < 1:
+        raise ValueError(f"part_entries must be at least 1, got {part_entries}")
     keys, lengths, first = _entries(store, examples)
     unique, where = _unique(keys)
     unique_lengths = lengths[where]
@@ -104,44 +111,40 @@ def fill(
     process, processes = jax.process_index(), jax.process_count()
     if processes > 1:  # all must walk the same list, whatever each can see
         lacking = np.asarray(multihost_utils.process_allgather(lacking)).any(axis=0)
-    to_do = {unique[i] for i in np.flatnonzero(lacking)}
+    unclaimed = {unique[i] for i in np.flatnonzero(lacking)}
 
-    # An example is scored whole, since its completions share their prompt; only what was lacking is kept.
-    work: list[int] = []
-    claimed: set[bytes] = set()
+    work = _Work(examples, [], [])
     for i in range(len(examples)):
-        fresh = {key for key in keys[first[i] : first[i + 1]] if key in to_do and key not in claimed}
-        if fresh:
-            claimed |= fresh
-            work.append(i)
+        chosen = []
+        for c in range(first[i], first[i + 1]):
+            if keys[c] in unclaimed:
+                unclaimed.remove(keys[c])
+                chosen.append(c - first[i])
+        if chosen:
+            work.example.append(i)
+            work.completions.append(tuple(chosen))
 
-    pending: dict[bytes, np.ndarray] = {}
     written = 0
-    for start in range(0, len(work), batch_size):
-        batch = work[start : start + batch_size]
-        chosen = [examples[i] for i in batch]
-        for i, example, values in zip(batch, chosen, score(chosen), strict=True):
-            for c, array in zip(range(first[i], first[i + 1]), values, strict=True):
+    with _Writer(store, part_entries, part_seconds) as writer:
+        for done, (place, values) in enumerate(score(work) if len(work) else (), 1):
+            i = work.example[place]
+            for k, array in zip(work.completions[place], values, strict=True):
+                c = first[i] + k
                 if len(array) != lengths[c]:
                     raise DataError(
-                        f"{example.source}: the reference scored {len(array)} tokens of a completion of {lengths[c]}"
+                        f"{examples[i].source}: the reference scored {len(array)} tokens of a completion of "
+                        f"{lengths[c]}"
                     )
-                if keys[c] in to_do:
-                    to_do.remove(keys[c])
-                    if written % processes == process:
-                        pending[keys[c]] = np.asarray(array, np.float32)
-                    written += 1
-        if len(pending) >= part_entries:
-            store.put(list(pending), list(pending.values()))
-            pending.clear()
-        if progress is not None:
-            progress(start + len(batch), len(work))
-    store.put(list(pending), list(pending.values()))
+                if written % processes == process:
+                    writer.add(keys[c], np.array(array, np.float32))  # a copy: a view would keep the whole batch
+                written += 1
+            if progress is not None:
+                progress(done, len(work))
 
     if processes > 1:
         multihost_utils.sync_global_devices("reference store filled")
         store.refresh()
-    if written:
+    if written or len(work):
         absent = store.missing(unique, unique_lengths)
         if len(absent):
             raise DataError(
@@ -149,6 +152,71 @@ def fill(
                 f"from {store.folder}. With several hosts, cache_dir must be on a file system that all of them see"
             )
     return FillReport(len(unique), len(unique) - written, written, store.stats.corrupted - corrupted)
+
+
+@dataclass(frozen=True)
+class _Work(Sequence[Example]):
+    """The examples to score, each with its lacking completions only.
+
+    Attributes:
+      examples: all of them.
+      example: which to score.
+      completions: and which completions of each.
+    """
+
+    examples: Sequence[Example]
+    example: list[int]
+    completions: list[tuple[int, ...]]
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        example = self.examples[self.example[index]]
+        completions = tuple(example.completions[k] for k in self.completions[index])
+        return replace(example, completions=completions, unscored=())
+
+
+class _Writer:
+    """Collects entries into parts, and writes them in a thread. Leaving it, also with an error, ends the writing."""
+
+    def __init__(self, store: ReferenceStore, entries: int, seconds: float):
+        self._store, self._entries, self._seconds = store, entries, seconds
+        self._part: dict[bytes, np.ndarray] = {}
+        self._since = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, "reference store")
+        self._waiting: list[Future[None]] = []
+
+    def add(self, key: bytes, values: np.ndarray) -> None:
+        """Adds an entry; raises what an earlier part raised."""
+        self._part[key] = values
+        if len(self._part) >= self._entries or time.monotonic() - self._since > self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands the part over to the thread."""
+        part, self._part, self._since = self._part, {}, time.monotonic()
+        if part:
+            self._waiting.append(self._thread.submit(self._store.put, list(part), list(part.values())))
+        self.finish(UNWRITTEN)
+
+    def finish(self, unwritten: int = 0) -> None:
+        """Waits until at most so many parts are not on disk."""
+        while len(self._waiting) > unwritten:
+            self._waiting.pop(0).result()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                self.flush()
+                self.finish()
+        finally:
+            self._thread.shutdown()
 
 
 def read(store: ReferenceStore, examples: Sequence[Example]) -> CachedLogps:

@@ -95,12 +95,12 @@ class Throughput:
     def add(
         self, tokens: int, examples: int, waited: float = 0.0, places: int = 0, scored: int = 0, slots: int = 0
     ) -> None:
-        """Counts a step that was just dispatched.
+        """Counts a step that has been computed.
 
         Args:
           tokens: unique tokens in it, over all processes.
           examples: examples (pairs) in it, over all processes.
-          waited: seconds that the step had to wait for its data.
+          waited: seconds in which the devices waited for its data.
           places: token places of its rows, padding included; 0 = unknown.
           scored: scored tokens in it, over all processes.
           slots: scored slots of its rows, those that are empty included; 0 = unknown.
@@ -121,8 +121,9 @@ class Throughput:
 
         Returns:
           ``perf/tokens_per_second`` (a prompt shared by completions counts once), ``perf/pairs_per_second``
-          (examples, for methods without pairs), ``perf/seconds_per_step``, ``perf/data_wait`` (share of the time
-          spent waiting for data), ``perf/padding`` (share of the token places that are padding), ``perf/fill`` (the share that are
+          (examples, for methods without pairs), ``perf/seconds_per_step``, ``perf/data_wait`` (share of the time in
+          which the devices had no work because the next batch was not there; packing beside a running step does not
+          count), ``perf/padding`` (share of the token places that are padding), ``perf/fill`` (the share that are
           tokens), ``perf/scored_fill`` (share of the scored slots that hold a scored token) and ``perf/mfu``
           (model FLOPs over the measured peak).
         """

@@ -10,12 +10,12 @@ from safetensors.numpy import load_file, save_file
 
 from jaxalign import build
 from jaxalign.errors import ConfigError
-from tests.build.conftest import NOUNS, ROWS, assert_same_run, write_lines, written_pairs
+from tests.build.conftest import HELD_OUT, NOUNS, ROWS, assert_same_run, write_lines, written_pairs
 
 
 @pytest.mark.parametrize("method", ["dpo", "ipo"])
 def test_cached_is_live(method, finished):
-    live, cached = finished(method__name=method), finished(method__name=method, reference__mode="cached")
+    live, cached = finished(method__name=method, reference__mode="live"), finished(method__name=method)
     assert_same_run(live, cached)
     assert abs(live.steps[-1]["rewards/margins"]) > 0.02  # the policy has moved, so the equality says much
 
@@ -23,7 +23,7 @@ def test_cached_is_live(method, finished):
 def test_cached_is_live_for_mismatched_completions_of_two_epochs(finished, tmp_path):
     """KTO's partners change with the epoch. A pair is two examples, of which 8 are held out."""
     two_epochs = {"method__name": "kto", "train__steps": 9, "train__batch_size": 16}
-    live = finished(**two_epochs)
+    live = finished(**two_epochs, reference__mode="live")
     cached = finished(**two_epochs, reference__mode="cached", reference__cache_dir=tmp_path)
     assert_same_run(live, cached)
     counts = cached.manifest["reference"]["cache"]
@@ -57,6 +57,15 @@ def test_the_verb_fills_what_a_run_reads(start_run, configure, tmp_path):
     assert filled["computed"] == filled["entries"] > 0
     cache = start_run(**settings, train__export=False).manifest["reference"]["cache"]
     assert cache == {"entries": filled["entries"], "hits": filled["entries"], "computed": 0, "corrupted": 0}
+
+
+def test_a_short_run_computes_what_it_shows(start_run, configure, tmp_path):
+    """8 of the 32 training examples, and the held-out ones; the verb computes the rest."""
+    settings = {"reference__cache_dir": tmp_path, "train__batch_size": 4, "train__steps": 2, "train__export": False}
+    cache = start_run(**settings).manifest["reference"]["cache"]
+    assert (cache["entries"], cache["computed"]) == (2 * (8 + HELD_OUT), 2 * (8 + HELD_OUT))
+    filled = build.cache_reference(configure(**settings))
+    assert (filled["entries"], filled["hits"]) == (2 * ROWS, 2 * (8 + HELD_OUT))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +158,7 @@ def test_a_damaged_entry_is_computed_again_and_counted(filled, finished, start_r
     assert counts["corrupted"] >= 1
     assert counts["computed"] >= 1
     assert counts["hits"] + counts["computed"] == counts["entries"] == 2 * ROWS
-    assert_same_run(run, finished(reference__mode="cached"))
+    assert_same_run(run, finished())
 
 
 def test_moving_references_have_nothing_to_cache(configure):

@@ -70,12 +70,12 @@ def test_the_best_checkpoint_is_evaluated_with_its_own_state(finished):
 
 
 def test_the_start_evaluates_as_the_reference(configure, world):
-    metrics = build.evaluate(configure(reference__mode="cached"))
+    metrics = build.evaluate(configure())
     assert metrics["eval_loss"] == pytest.approx(0.6931472, abs=1e-6)
     assert metrics["eval_rewards/margins"] == pytest.approx(0.0, abs=1e-5)
     assert metrics["eval_kl/sequence"] == pytest.approx(0.0, abs=1e-4)
     assert metrics["eval_ranking/accuracy"] == metrics["eval_ranking/reference_accuracy"]
-    other = build.evaluate(configure(reference__mode="cached"), model=str(world.twin))
+    other = build.evaluate(configure(), model=str(world.twin))
     assert abs(other["eval_kl/sequence"]) > 0.1
     assert other["eval_ranking/reference_accuracy"] == metrics["eval_ranking/accuracy"]
 

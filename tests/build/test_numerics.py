@@ -34,7 +34,7 @@ def saved_steps(workdir) -> list[int]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
+        {"reference__mode": "live"},
         {"reference__mode": "cached"},
         {"method__name": "sft"},
     ],

@@ -51,7 +51,6 @@ def get_study(arg):
 def spec(tmp_path, monkeypatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("jaxalign.studies.plan_text.cost_lines", lambda stages, study: ["It costs nothing."])
-    monkeypatch.setattr("jaxalign.cli.study_verbs.use_compiled", lambda folder: None)
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "study.py").write_text(STUDY)
     (tmp_path / "files" / "neighbour.py").write_text('QUESTION = "Which seed is largest?"\n')

@@ -128,7 +128,7 @@ def test_a_key_is_of_contents_not_of_places(files, tmp_path):
 
 def test_a_change_of_large_weights_is_seen_wherever_it_is(files, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxalign.files.LARGE", 2**16)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / "cache"))
     path = files / "model" / "model.safetensors"
     found = []
     for place in (None, 0, 70_001, 2**18 - 1):

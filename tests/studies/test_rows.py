@@ -143,6 +143,7 @@ def test_a_file_is_whole_at_every_moment(tmp_path):
 
 
 def test_the_hash_of_a_large_file_is_kept_while_it_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAXALIGN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(files, "LARGE", 8)
     read, path = [], tmp_path / "model.safetensors"

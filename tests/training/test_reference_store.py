@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -382,7 +383,10 @@ def test_kill_at_any_moment_leaves_whole_parts(tmp_path):
 
 
 class Scorer:
-    """A reference whose log-probability of a token is a function of prompt and token, and that counts its calls."""
+    """A reference whose log-probability of a token is a function of prompt and token.
+
+    It notes the examples of each call, counts completions, and begins with the last example.
+    """
 
     def __init__(self, stop_after: int | None = None):
         self.completions = 0
@@ -390,11 +394,12 @@ class Scorer:
         self.stop_after = stop_after
 
     def __call__(self, examples):
-        if self.stop_after is not None and len(self.calls) >= self.stop_after:
-            raise KeyboardInterrupt
         self.calls.append(len(examples))
-        self.completions += sum(len(example.completions) for example in examples)
-        return [tuple(self.truth(example, c) for c in example.completions) for example in examples]
+        for done, i in enumerate(reversed(range(len(examples)))):
+            if done == self.stop_after:
+                raise KeyboardInterrupt
+            self.completions += len(examples[i].completions)
+            yield i, tuple(self.truth(examples[i], c) for c in examples[i].completions)
 
     @staticmethod
     def truth(example, completion):
@@ -424,12 +429,10 @@ def check_read(folder, examples) -> None:
 def test_fill_computes_each_completion_once(tmp_path):
     examples = make_examples(21, repeated=True)
     scorer, seen = Scorer(), []
-    report = fill(
-        open_store(tmp_path), examples, scorer, batch_size=4, part_entries=10, progress=lambda *at: seen.append(at)
-    )
+    report = fill(open_store(tmp_path), examples, scorer, part_entries=10, progress=lambda *at: seen.append(at))
     assert report == (42, 0, 42, 0)
-    assert scorer.calls == [4, 4, 4, 4, 4, 1]
-    assert seen == [(4, 21), (8, 21), (12, 21), (16, 21), (20, 21), (21, 21)]
+    assert scorer.calls == [21]
+    assert seen == [(done, 21) for done in range(1, 22)]
     check_read(tmp_path, examples)
     # A sweep: other runs, a subset, a superset. Only what is new is computed.
     for beta in range(5):
@@ -444,11 +447,47 @@ def test_fill_computes_each_completion_once(tmp_path):
 def test_fill_goes_on_where_it_was_stopped(tmp_path):
     examples = make_examples(20)
     with pytest.raises(KeyboardInterrupt):
-        fill(open_store(tmp_path), examples, Scorer(stop_after=5), batch_size=2, part_entries=4)
+        fill(open_store(tmp_path), examples, Scorer(stop_after=11), part_entries=4)
     scorer = Scorer()
-    assert fill(open_store(tmp_path), examples, scorer, batch_size=2) == (40, 20, 20, 0)
-    assert scorer.completions == 20
+    assert fill(open_store(tmp_path), examples, scorer) == (40, 20, 20, 0)  # but for the part that was not whole
+    assert (scorer.calls, scorer.completions) == ([10], 20)
     check_read(tmp_path, examples)
+
+
+def test_parts_are_written_while_the_work_goes_on(tmp_path):
+    """A slow disk holds up nothing but what must wait for it, and a full one is noticed."""
+    store, examples, seen = open_store(tmp_path), make_examples(12), []
+
+    class Watched(Scorer):
+        def __call__(self, examples):
+            for each in super().__call__(examples):
+                seen.append(len(list(store.folder.glob("part-*"))))
+                yield each
+
+    put, slow = store.put, threading.Event()
+
+    def late(keys, values):
+        slow.wait(10)
+        put(keys, values)
+
+    store.put = late
+    threading.Timer(0.2, slow.set).start()
+    fill(store, examples, Watched(), part_entries=2)
+    assert seen[:3] == [0, 0, 0]  # two parts wait, the third is being collected
+    assert seen[-1] >= 8
+    check_read(tmp_path, examples)
+
+    def full(keys, values):
+        raise OSError("no space left")
+
+    store.put = full
+    with pytest.raises(OSError, match="no space"):
+        fill(store, make_examples(20), Scorer(), part_entries=2)
+
+
+def test_a_part_that_took_long_is_written_before_it_is_full(tmp_path):
+    fill(open_store(tmp_path), make_examples(3), Scorer(), part_seconds=0.0)
+    assert len(list(open_store(tmp_path).folder.glob("part-*"))) == 6
 
 
 def test_fill_computes_damaged_entries_again(tmp_path):
@@ -458,7 +497,7 @@ def test_fill_computes_damaged_entries_again(tmp_path):
     rewrite(the_part(store), change_value)
     scorer = Scorer()
     assert fill(open_store(tmp_path), examples, scorer) == (12, 11, 1, 1)
-    assert scorer.calls == [1]
+    assert (scorer.calls, scorer.completions) == ([1], 1)  # the other completion is known
     check_read(tmp_path, examples)
 
 
@@ -472,7 +511,7 @@ def test_fill_takes_the_lacking_half_of_a_known_example(tmp_path):
 
 def test_fill_refuses_another_number_of_values(tmp_path):
     def score(examples):
-        return [tuple(np.zeros(len(c) + 1) for c in example.completions) for example in examples]
+        return [(i, tuple(np.zeros(len(c) + 1) for c in example.completions)) for i, example in enumerate(examples)]
 
     with pytest.raises(DataError, match=r"pairs.jsonl row 0: the reference scored \d+ tokens of a completion of \d+"):
         fill(open_store(tmp_path), make_examples(2), score)
@@ -480,7 +519,7 @@ def test_fill_refuses_another_number_of_values(tmp_path):
 
 def test_fill_refuses_values_that_are_not_finite(tmp_path):
     def score(examples):
-        return [tuple(np.full(len(c), np.nan) for c in example.completions) for example in examples]
+        return [(i, tuple(np.full(len(c), np.nan) for c in e.completions)) for i, e in enumerate(examples)]
 
     with pytest.raises(NumericsError, match="not finite"):
         fill(open_store(tmp_path), make_examples(2), score)
@@ -500,10 +539,11 @@ def test_fill_survives_kills(tmp_path):
         from test_reference_store import Scorer, fill, make_examples, open_store
         class Slow(Scorer):
             def __call__(self, examples):
-                time.sleep(0.01)
-                print("batch", flush=True)
-                return super().__call__(examples)
-        fill(open_store(sys.argv[1]), make_examples(300), Slow(), batch_size=1, part_entries=2)
+                for each in super().__call__(examples):
+                    time.sleep(0.01)
+                    print("example", flush=True)
+                    yield each
+        fill(open_store(sys.argv[1]), make_examples(300), Slow(), part_entries=2)
         """
     )
     here = str(Path(__file__).parent)
@@ -518,6 +558,6 @@ def test_fill_survives_kills(tmp_path):
     examples = make_examples(300)
     report = fill(open_store(tmp_path), examples, Scorer())
     assert report.entries == 600
-    assert report.hits >= 2 * (6 + 11)
+    assert report.hits >= 2 * (4 + 9)  # the example that was told last, and two parts that waited for the disk
     assert report.corrupted == 0
     check_read(tmp_path, examples)

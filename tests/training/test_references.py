@@ -126,7 +126,7 @@ def test_another_architecture_as_reference(variables, rows):
 
 def test_cached_equals_frozen_through_the_store(tmp_path, policy, variables, rows):
     def scorer(examples):
-        return [score_separately(policy, variables, example) for example in examples]
+        return [(i, score_separately(policy, variables, example)) for i, example in enumerate(examples)]
 
     store = ReferenceStore(tmp_path, "weights", "template", "float32/forward-1")
     examples = make_examples()

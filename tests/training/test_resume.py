@@ -101,7 +101,7 @@ def method_state(workdir: Path) -> dict[str, float]:
 
 
 KINDS = {
-    "frozen": [],
+    "frozen": ["--config.reference.mode=live"],
     "cached": ["--config.reference.mode=cached"],
     "moving": [
         "--config.reference.mode=moving",

@@ -22,18 +22,22 @@ examples = [Example(np.array([1, i], np.int32), (np.arange(1 + i % 3), np.arange
 calls: list[list[str]] = []
 
 
-def score(batch):
-    calls.append([example.source for example in batch])
-    return [tuple(-c - example.prompt[1] / 3 for c in example.completions) for example in batch]
+def truth(example):
+    return tuple(-c - example.prompt[1] / 3 for c in example.completions)
+
+
+def score(work):
+    calls.append([example.source for example in work])
+    return [(i, truth(example)) for i, example in enumerate(work)]
 
 
 store = ReferenceStore(folder, "weights", "template", "float32/forward-1", process_index=process)
-reports = [fill(store, examples[:4], score, batch_size=3), fill(store, examples, score, batch_size=3)]
+reports = [fill(store, examples[:4], score), fill(store, examples, score)]
 cached = read(store, examples)
 exact = all(
     np.array_equal(got, np.asarray(want, np.float32))
     for i, example in enumerate(examples)
-    for got, want in zip(cached.tokens(i), score([example])[0], strict=True)
+    for got, want in zip(cached.tokens(i), truth(example), strict=True)
 )
 
 plan = make_mesh(data=2)
@@ -48,7 +52,7 @@ print(
     json.dumps(
         {
             "reports": reports,
-            "calls": calls[:5],
+            "calls": calls,
             "exact": exact,
             "ids": everything.columns["example_id"].tolist(),
             "policy": everything.policy[:, 0].tolist(),
