@@ -88,7 +88,8 @@ examples:
 """,
     "cache-reference": """\
 Compute the reference log-probabilities of the data once and keep them. Every run that needs them reads them, whatever
-its method, beta, seed, learning rate or number of examples; runs with reference.mode=cached also fill it on first use.
+its method, beta, seed, learning rate or number of examples. A run computes by itself what it lacks, of the examples it
+shows; this computes all of them. A pass that was stopped goes on where it was.
 --out writes the pairs with the sums as columns, as yale-nlp/RefDPO has them; a run with reference.source=columns reads
 such files and needs no reference model.
 
@@ -157,6 +158,23 @@ token by token.
 
 example:
   jaxalign check-data --config=configs/paired.py:dpo --config.model.path=MODEL --config.data.train=pairs.jsonl --show=3
+""",
+    "plan": """\
+Tell what a run would need of a machine that is not here, before anything is downloaded or rented. The step that
+training runs is compiled ahead of time for the machine (TPUs; pip install 'jaxalign[plan]', no TPU needed), without
+data or weights; GPUs are reckoned from shapes. Printed are memory of a device by kind, estimated and compiled; where it
+does not fit, the nearest change that does, found by trying; operations; bytes between devices by mesh axis, read from
+the compiled program; a step's time by roofline; time and, with a price, cost of the run. A 7 B model takes one to two
+minutes of a CPU core for each program that is compiled. --pass=reference plans the pass that fills the cache.
+The model is known from model.config (a config.json), from a folder, or by hub id for some published ones.
+
+examples:
+  jaxalign plan --config=configs/paired.py:dpo,model=mistral_7b --config.train.batch_size=64 --tokens=2048 \\
+      --target=v5e:4x4,v5e:2x4
+  jaxalign plan --config=configs/paired.py:dpo --config.model.config=MODEL/config.json --tokens=2048 --target=8xH100
+  jaxalign plan --config=configs/paired.py:dpo --config.model.path=meta-llama/Meta-Llama-3-70B-Instruct \\
+      --pass=reference --target=v5e:8x8 --tokens=2048 --examples=60000 --price-per-chip-hour=1.2
+  jaxalign plan --workdir=runs/dpo --target=v6e:4x4 --out=plan.json
 """,
     "study": """\
 Run a study: a comparison of models that are made and measured alike. The file says the question, the rows, the stages

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxalign.cli import help as texts
-from jaxalign.cli import suite_verb, token_verb
+from jaxalign.cli import plan_verb, suite_verb, token_verb
 from jaxalign.cli.report_verb import report_flags
 from jaxalign.cli.study_verbs import study_flags
 from jaxalign.config import ALIASES, SECTIONS, schema
@@ -16,7 +16,7 @@ from jaxalign.config_fields import nearest
 from jaxalign.config_transport import take_overrides
 from jaxalign.errors import ConfigError, did_you_mean
 
-CONFIGURED = ("train", "evaluate", "cache-reference", "check-data", "analyse-credit", "analyse-tokens")
+CONFIGURED = ("train", "evaluate", "cache-reference", "check-data", "plan", "analyse-credit", "analyse-tokens")
 """The verbs that take a configuration."""
 
 
@@ -104,6 +104,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         ("evaluate", "folder of a run: its configuration and exported model"),
         ("cache-reference", "folder of a run: its configuration"),
         ("check-data", "folder of a run: its configuration"),
+        ("plan", "folder of a run: its configuration"),
         ("analyse-credit", "folder of a run: its configuration and exported model"),
         ("analyse-tokens", "folder of a run: its configuration and exported model"),
         ("quickstart", "folder for what it makes (default: %(default)s)"),
@@ -125,6 +126,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     verbs["methods"].add_argument("--data", metavar="LAYOUT", help="only those for single, paired, unpaired, ... data")
     _analysis_flags(verbs["analyse-field"], verbs["analyse-credit"])
     token_verb.add_flags(verbs["analyse-tokens"])
+    plan_verb.add_flags(verbs["plan"])
     _generate_flags(verbs["generate"])
     study_flags(verbs["study"])
     report_flags(verbs["report"])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from jaxalign.cli.plan_verb import plan
 from jaxalign.cli.report_verb import report_study
 from jaxalign.cli.study_verbs import study
 from jaxalign.cli.token_verb import analyse_tokens
@@ -297,6 +298,7 @@ VERBS: Mapping[str, Callable[[Namespace], int]] = {
     "analyse-credit": analyse_credit,
     "analyse-tokens": analyse_tokens,
     "check-data": check_data,
+    "plan": plan,
     "study": study,
     "report": report_study,
     "quickstart": quickstart,

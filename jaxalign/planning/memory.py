@@ -6,21 +6,23 @@ What is counted, per device, with full sharding over ``fsdp`` and ``tensor``:
 weights        ``model.param_dtype``, split over fsdp x tensor
 optimizer      its float32 moments (adamw 2, lion, rmsprop and sgd 1, adafactor about none), split likewise
 gradients      as the weights; twice with micro-batches, which add to a sum
+copies         of the weights in ``model.dtype``, split likewise: the compiler casts them once, before the loops
 reference      a live or moving copy of the weights, split likewise; nothing for a cached one
-gathered       what fsdp gathers for use, in ``model.dtype``: two layers, the embedding, the head; and the whole float32
-               gradients of embedding and head before they are scattered
+gathered       what fsdp gathers for use, in ``model.dtype``: about two thirds of a layer at once
 activations    what the backward pass keeps of every layer: with remat ``full`` the block's input, with ``dots`` the
                products' results, with ``none`` everything; and one block's own
-scoring        states of the scored tokens, and three float32 arrays of a tile's logits
+scoring        states of the scored tokens, and three float32 arrays of logits ``[rows, 128, vocabulary <= 65536]``
 =============  =================================================================================================
+
+The peak is in the backward pass of a block or, where the vocabulary is large beside a layer, in that of scoring, which
+gathers the whole output head and makes its whole float32 gradient, when blocks have no gradients and nothing at work.
 
 Measured against `jax.stages.Compiled.memory_analysis` (arguments plus temporaries) of the same step:
 
-* compiled ahead of time for v5e:8x8 (libtpu 0.0.52), Mistral-7B, remat ``full``: one row of 2048 tokens on each chip
-  with a live reference 3.62 GiB, estimated 4.02 (11 % too much); four rows with a cached one 5.93 GiB, estimated 6.88
-  (16 % too much);
-* on eight simulated CPU devices, 4 and 25 million parameters, float32, every remat, one and four micro-batches, rows of
-  512 to 2048 tokens: from 10 % too little to 17 % too much.
+* compiled ahead of time for TPU v5e (libtpu 0.0.52), Mistral-7B, float32 and AdamW, remat ``full``, a cached reference:
+  on 16 chips with four rows of 2048 tokens each, on 64 chips with four rows and with one: docs/planning.md has the
+  table. The constants `COPIES`, `WORKING` and `GATHERED` come from these;
+* on eight simulated CPU devices, 4 and 25 million parameters, float32: see tests/studies/test_cost.py.
 
 Other compilers share memory between arrays in other ways; GPUs were not measured.
 """
@@ -29,7 +31,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -37,11 +38,18 @@ import jax
 
 from jaxalign.config import RunConfig
 from jaxalign.logprobs import tile_shape
+from jaxalign.models.adapters import Adapter
 from jaxalign.models.attention import LOOP_BANDS, LOOPED_LENGTH, MOST_BLOCKS, SMALLEST_BLOCK
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
 
 BYTES = {"float32": 4, "bfloat16": 2}
+COPIES = 1.6
+"""Of the weights in the arithmetic's precision: one for the forward and one for the backward pass, partly shared."""
+WORKING = 2 / 3
+"""Of a block's arrays, those that exist at once in its backward pass."""
+GATHERED = 2 / 3
+"""Of a layer's weights, what is gathered at once."""
 MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "rmsprop": 1, "sgd": 1, "adafactor": 0}
 
 
@@ -75,6 +83,13 @@ def sizes(decoder: DecoderConfig) -> Sizes:
     )
 
 
+@functools.lru_cache(maxsize=64)
+def adapter_size(decoder: DecoderConfig, adapter: Adapter) -> int:
+    """Counts the parameters of an architecture's low-rank adapters. Makes none."""
+    factors = build_policy(decoder, adapter=adapter).abstract()["lora"]
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(factors))
+
+
 @dataclass(frozen=True)
 class Parts:
     """Bytes on a device, see the module's text."""
@@ -82,6 +97,7 @@ class Parts:
     weights: float
     optimizer: float
     gradients: float
+    copies: float
     reference: float
     gathered: float
     activations: float
@@ -140,20 +156,37 @@ def step_memory(
     tokens = local * row
     largest = max(sizes(d).blocks / d.layers for d in (decoder, *([reference] if reference else ())))
     table = count.embedding / tensor
-    gathered = max(2 * largest / tensor * computed, table * (computed + 4 * train)) if shards > 1 else table * computed
+    copies = count.total / shards * computed * COPIES if stored != computed else 0.0
     kept, working = _per_token(decoder, config.model.remat if train else "forward", tensor, row)
-    tile = tile_shape(local * scored, math.ceil(decoder.vocab_size / tensor), "tpu")
+    tile = tile_shape(math.ceil(local * scored), math.ceil(decoder.vocab_size / tensor), "tpu")
     logits = 3 * tile.tokens * tile.entries * 4
     states = local * scored * decoder.width * computed
+    layer = GATHERED * largest / tensor * computed if shards > 1 else 0.0
+    head = table * computed if shards > 1 or stored != computed else 0.0
     if not train:
-        return Parts(own, 0, 0, 0, gathered, tokens * (kept + working) * computed, logits + states)
+        return Parts(own, 0, 0, copies / 2, 0, max(layer, head), tokens * (kept + working) * computed, logits + states)
+    adapted = config.adapter.kind != "none"
+    trained, moments = own, MOMENTS[config.optimizer.name] * count.total * 4 / shards
+    if adapted:
+        settings = config.adapter
+        factors = adapter_size(decoder, Adapter(settings.rank, settings.alpha, settings.targets, settings.rslora))
+        # A factor is split along one of its axes, and not at all along the rank.
+        trained = factors * 4 / max(1, fsdp)
+        moments = MOMENTS[config.optimizer.name] * trained
+        own += trained
+    total = trained if config.train.microbatches > 1 else 0.0
+    block = trained + layer + tokens * working * computed
+    table_gradient = 0.0 if adapted else 4 * table
+    scoring = head + table_gradient
+    at_block = block >= scoring
     return Parts(
         weights=own,
-        optimizer=MOMENTS[config.optimizer.name] * count.total * 4 / shards,
-        gradients=own * (2 if config.train.microbatches > 1 else 1),
+        optimizer=moments,
+        gradients=total + (trained if at_block else table_gradient),
+        copies=copies,
         reference=0 if reference is None else sizes(reference).total * _reference_bytes(config) / shards,
-        gathered=gathered,
-        activations=tokens * (decoder.layers * kept + working) * computed,
+        gathered=layer if at_block else head,
+        activations=tokens * (decoder.layers * kept + at_block * working) * computed,
         scoring=logits + 2 * states,
     )
 
@@ -174,45 +207,4 @@ def _per_token(decoder: DecoderConfig, remat: str, tensor: int, row: int) -> tup
     everything = products + 6 * width + 5 * query + 2 * mlp + (bands + 1) * query
     unfused = 2 * width + 3 * query + 2 * mlp  # casts, masks and products that are kept where nothing is made again
     kept = {"none": everything + unfused, "dots": width + products, "full": width, "forward": width}[remat]
-    return kept, everything if remat in ("full", "dots") else products
-
-
-CHANGES: tuple[tuple[str, dict[str, dict[str, object]]], ...] = (
-    ("reference.mode=cached", {"reference": {"mode": "cached"}}),
-    ("model.remat=full", {"model": {"remat": "full"}}),
-    ("train.microbatches=2", {"train": {"microbatches": 2}}),
-    ("train.microbatches=4", {"train": {"microbatches": 4}}),
-    ("train.microbatches=8", {"train": {"microbatches": 8}}),
-    ("train.microbatches=16", {"train": {"microbatches": 16}}),
-    ("model.param_dtype=bfloat16", {"model": {"param_dtype": "bfloat16"}}),
-)
-"""What may make a run fit, the change that costs least first."""
-
-
-def nearest_changes(config: RunConfig, fits) -> list[str] | None:
-    """The fewest changes with which a run fits; None where none of them helps.
-
-    Args:
-      config: the run, which does not fit.
-      fits: ``(changed run) -> bool``.
-    """
-    useful = [(name, change) for name, change in CHANGES if _changed(config, [change]) != config]
-    for count in (1, 2, 3, 4):
-        for chosen in itertools.combinations(useful, count):
-            names = [name for name, _ in chosen]
-            if len({name.partition("=")[0] for name in names}) == count and fits(
-                _changed(config, [change for _, change in chosen])
-            ):
-                return names
-    return None
-
-
-def _changed(config: RunConfig, changes: list[dict[str, dict[str, object]]]) -> RunConfig:
-    for change in changes:
-        for section, values in change.items():
-            if section == "reference" and config.reference.mode != "live":
-                continue
-            if section == "train" and config.train.batch_size < int(str(values["microbatches"])):
-                continue
-            config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
-    return config
+    return kept, WORKING * everything if remat in ("full", "dots") else products

@@ -15,7 +15,8 @@ from jaxalign.methods import METHODS
 from jaxalign.models.config_json import parse_config
 from jaxalign.models.policy import build_policy
 from jaxalign.planning import flops
-from jaxalign.planning.memory import nearest_changes, sizes, step_memory
+from jaxalign.planning.changes import nearest_changes
+from jaxalign.planning.memory import sizes, step_memory
 from jaxalign.planning.targets import GIB, TARGETS, Target
 from jaxalign.planning.workload import Workload
 from jaxalign.studies import measures
@@ -170,7 +171,7 @@ def test_the_nearest_change_is_the_one_that_costs_least():
         return fits
 
     assert nearest_changes(planned.config, fits_in(without)) == ["reference.mode=cached"]
-    assert nearest_changes(planned.config, fits_in(without - 1)) == ["model.remat=full"]
+    assert nearest_changes(planned.config, fits_in(without - 1)) == ["model.remat=dots"]
     assert nearest_changes(planned.config, fits_in(0)) is None
     lines = cost_lines([planned], study(), targets=[Target("one", 1, without, 1e3)])
     assert any("align does not fit one: it would with reference.mode=cached." in line for line in lines)

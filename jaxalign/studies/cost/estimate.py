@@ -19,7 +19,8 @@ from jaxalign.methods import get_method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning import flops
 from jaxalign.planning.architectures import cached_file, hub_architecture
-from jaxalign.planning.memory import Parts, nearest_changes, sizes, step_memory, step_rows
+from jaxalign.planning.changes import nearest_changes
+from jaxalign.planning.memory import Parts, sizes, step_memory, step_rows
 from jaxalign.planning.targets import GIB, TARGETS, Target
 from jaxalign.planning.workload import FILL, Workload
 from jaxalign.studies.cost.measures import measure_lines

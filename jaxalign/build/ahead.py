@@ -1,0 +1,379 @@
+"""A run's real step, compiled for machines that are not here, and what the compiled program says of itself.
+
+The step, the mesh and the placement of every array are those of `jaxalign.build.train`; only the values are missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.build.data import column_names
+from jaxalign.build.model import make_policy, make_trainable
+from jaxalign.config import RunConfig
+from jaxalign.errors import ConfigError
+from jaxalign.method import INPUTS, Method
+from jaxalign.methods import get_method
+from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.models.policy import Policy
+from jaxalign.planning import hlo
+from jaxalign.planning.targets import GIB, Target
+from jaxalign.training import references
+from jaxalign.training.mesh import MeshPlan, make_mesh
+from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.references import Reference
+from jaxalign.training.scoring import score
+from jaxalign.training.state import create_state, state_shardings
+from jaxalign.training.step import make_train_step
+from jaxalign.types import Rows
+
+_SETTINGS = {
+    # libtpu would ask the metadata server of a TPU VM, and take a lock that two plans cannot share.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+"""A v4 chip's two cores are one device."""
+
+
+@dataclass(frozen=True)
+class RowSizes:
+    """What a step's batch looks like: R rows of T tokens, S scored ones and E examples with K completions each."""
+
+    rows: int
+    tokens: int
+    scored: int
+    examples: int
+    completions: int
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Bytes that a program is given on one device, by kind; exact but for the padding of layouts."""
+
+    parameters: float
+    optimizer: float
+    reference: float
+    rows: float
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return self.parameters + self.optimizer + self.reference + self.rows
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says.
+
+    Attributes:
+      fits: whether it could place the program in the device's memory.
+      total: bytes of a device that the program needs: arguments, temporaries, and results that replace no argument.
+      arguments: of these, what it is given.
+      temporary: of these, what it makes for itself.
+      room: bytes of a device that programs get, where the compiler said so.
+      sent: bytes that a device sends in one call, by mesh axes and kind of collective; empty if it does not fit.
+      largest: the collectives that send most: kind, axes, bytes sent, how often, where from.
+      warnings: lines in which the compiler says that it moves more than it should.
+      seconds: that compiling took.
+    """
+
+    fits: bool
+    total: float
+    arguments: float = 0.0
+    temporary: float = 0.0
+    room: float | None = None
+    sent: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    largest: Sequence[Mapping[str, Any]] = ()
+    warnings: Sequence[str] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function and its abstract arguments, on a mesh."""
+
+    function: Any
+    values: tuple[Any, ...]
+    plan: MeshPlan
+    arguments: Arguments
+
+
+def need_libtpu(target: Target) -> None:
+    """Raises unless the compiler for TPUs is installed.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(
+            f"--target: {target.name} needs libtpu, the compiler for TPUs, which is not installed: "
+            "pip install 'jaxalign[plan]'. Or use --no-compile: memory and traffic are then estimated from shapes."
+        )
+
+
+def topology_devices(target: Target) -> list[Any]:
+    """The devices of a TPU slice, to compile for.
+
+    Raises:
+      ConfigError: libtpu is missing or does not know the slice.
+    """
+    need_libtpu(target)
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    try:
+        with _diverted():
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=target.name, **_OPTIONS.get(target.chip, {})
+            )
+    except Exception as error:
+        raise ConfigError(f"--target: libtpu has no slice {target.name!r}: {str(error).splitlines()[0]}") from error
+    return list(found.devices)
+
+
+def make_plan_mesh(config: RunConfig, devices: Sequence[Any]) -> MeshPlan:
+    """The run's mesh on these devices."""
+    return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
+
+
+def train_program(
+    config: RunConfig, decoder: DecoderConfig, other: DecoderConfig | None, sizes: RowSizes, plan: MeshPlan, steps: int
+) -> Program:
+    """The train step of a run, without values.
+
+    Args:
+      config: the run, resolved.
+      decoder: the policy's architecture.
+      other: the reference's, where it is another model that each step computes.
+      sizes: of a batch.
+      plan: the mesh.
+      steps: of the whole run, for the schedule.
+    """
+    method = get_method(config.method.name)
+    policy = make_policy(config, decoder, plan, method)
+    reference, held = _reference(config, policy, other, plan)
+    settings = config.optimizer
+    optimizer, schedule = make_optimizer(
+        settings.name,
+        settings.learning_rate,
+        settings.schedule,
+        steps,
+        settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+    )
+    trainable = make_trainable(config)
+    shapes, untrained = jax.eval_shape(
+        lambda variables: create_state(variables, trainable, optimizer, reference, config.train.seed, method.state),
+        policy.abstract(),
+    )
+    places = plan.tree_shardings(policy.axes(), policy.abstract())
+    shardings = state_shardings(shapes, places, plan.replicated)
+    step = make_train_step(
+        policy,
+        method,
+        reference,
+        trainable,
+        optimizer,
+        options=method.resolve_options(config.method.options),
+        microbatches=config.train.microbatches,
+        schedule=schedule,
+        pin_gradients=lambda gradients: jax.lax.with_sharding_constraint(gradients, shardings.trainable),
+    )
+    state = _placed(shapes, shardings)
+    frozen = {"policy": _placed(untrained, trainable.split(places)[1]), "reference": held}
+    rows = abstract_rows(sizes, column_names(method, reference.columns), method, config, plan)
+    function = jax.jit(step, donate_argnums=0, out_shardings=(shardings, plan.replicated))
+    arguments = Arguments(
+        parameters=device_bytes(state.trainable) + device_bytes(frozen["policy"]),
+        optimizer=device_bytes(state.opt_state),
+        reference=device_bytes(state.reference) + device_bytes(held),
+        rows=device_bytes(rows),
+    )
+    return Program(function, (state, frozen, rows), plan, arguments)
+
+
+def scoring_program(config: RunConfig, decoder: DecoderConfig, sizes: RowSizes, plan: MeshPlan) -> Program:
+    """One call of the pass that fills the reference's cache (`jaxalign.training.reference_scorer`), without values."""
+    policy = make_policy(config, decoder, plan)
+    variables = _placed(policy.abstract(), plan.tree_shardings(policy.axes(), policy.abstract()))
+    rows = abstract_rows(sizes, (), None, config, plan)
+    function = jax.jit(
+        lambda variables, rows: score(policy, variables, rows).tokens.logps, out_shardings=plan.replicated
+    )
+    return Program(function, (variables, rows), plan, Arguments(0.0, 0.0, device_bytes(variables), device_bytes(rows)))
+
+
+def compile_program(program: Program) -> Compiled:
+    """Compiles, and reads memory and traffic off the result. What does not fit is a result too."""
+    started = time.perf_counter()
+    mesh = program.plan.mesh
+    with _diverted() as said, jax.set_mesh(mesh):
+        try:
+            compiled = program.function.lower(*program.values).compile()
+        except jax.errors.JaxRuntimeError as error:
+            needed = _needed(str(error))
+            if needed is None:
+                raise
+            total, room = needed
+            return Compiled(False, total, room=room, seconds=time.perf_counter() - started)
+        text = compiled.as_text() or ""
+    memory = compiled.memory_analysis()
+    found = hlo.collectives(text, dict(mesh.shape))
+    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    largest = sorted(found, key=lambda each: -each.sent * each.times)[:8]
+    return Compiled(
+        True,
+        memory.argument_size_in_bytes + memory.temp_size_in_bytes + made,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        None,
+        hlo.sent_by_axis(found),
+        [
+            {
+                "kind": c.kind,
+                "axes": c.axes,
+                "array": c.array,
+                "times": c.times,
+                "sent": c.sent * c.times,
+                "of": c.where,
+            }
+            for c in largest
+            if c.axes
+        ],
+        [line.strip()[:200] for line in said if "nvoluntary full remat" in line][:5],
+        time.perf_counter() - started,
+    )
+
+
+def device_bytes(tree: Any) -> float:
+    """Bytes of a tree of placed shapes on one device."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+        total += math.prod(shape) * jnp.dtype(leaf.dtype).itemsize
+    return total
+
+
+def abstract_rows(
+    sizes: RowSizes, columns: Sequence[str], method: Method | None, config: RunConfig, plan: MeshPlan
+) -> Rows:
+    """A batch without values, placed as `MeshPlan.put_rows` does it."""
+    where = plan.rows_sharding()
+    count, tokens, scored, examples, completions = (
+        sizes.rows, sizes.tokens, sizes.scored, sizes.examples, sizes.completions,
+    )  # fmt: skip
+
+    def array(*shape: int, dtype: Any = np.int32) -> Any:
+        return jax.ShapeDtypeStruct((count, *shape), dtype, sharding=where)
+
+    ends = completions
+    if method is not None and "degrees" in method.columns:
+        ends += completions * (method.head_outputs(method.resolve_options(config.method.options)) - 1)
+    known = {
+        "reference_logps": ((scored,), np.float32),
+        "reference_sums": ((examples, completions), np.float32),
+        "reference_lengths": ((examples, completions), np.float32),
+        "ends": ((examples, ends), np.int32),
+        "degrees": ((examples, ends), np.int32),
+        "score_index": ((scored,), np.int32),
+    }
+    shapes = {"example": (examples,), "completion": (examples, completions), "token": (scored,), "batch": ()}
+    found: dict[str, Any] = {"example_id": array(examples)}
+    for name in columns:
+        if name in known:
+            shape, dtype = known[name]
+        else:
+            facts = INPUTS.get(name)
+            shape = shapes[facts.per] if facts else (examples,)
+            dtype = np.bool_ if facts and facts.is_bool else np.int32 if name == "step_labels" else np.float32
+        found[name] = array(*shape, dtype=dtype)
+    return Rows(
+        tokens=array(tokens),
+        positions=array(tokens),
+        own_start=array(tokens),
+        prefix_start=array(tokens),
+        prefix_end=array(tokens),
+        score_source=array(scored),
+        score_target=array(scored),
+        score_slot=array(scored),
+        example_mask=array(examples, dtype=np.bool_),
+        columns=found,
+        completions=completions,
+    )
+
+
+def _reference(config: RunConfig, policy: Policy, other: DecoderConfig | None, plan: MeshPlan) -> tuple[Reference, Any]:
+    """The run's reference, and the weights it holds in ``frozen``; as `jaxalign.build.reference` makes it."""
+    settings = config.reference
+    if settings.source == "none":
+        return references.none(), {}
+    if settings.source == "columns":
+        return references.given_sums(), {}
+    if settings.mode == "moving":
+        rate, every, dtype = settings.update_rate, settings.update_every, settings.dtype
+        return references.moving(policy, rate=rate, every=every, dtype=dtype), {}
+    if settings.mode == "live" and settings.source == "policy" and policy.adapter is not None:
+        return references.shared(policy), {}
+    if settings.mode == "live":
+        theirs = policy if settings.source == "policy" or other is None else make_policy(config, other, plan)
+        shapes = theirs.abstract()
+        return references.frozen(theirs), _placed(shapes, plan.tree_shardings(theirs.axes(), shapes))
+    return references.cached_sums() if settings.source == "prior" else references.cached(), {}
+
+
+def _placed(tree: Any, where: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, where
+    )
+
+
+def _needed(message: str) -> tuple[float, float | None] | None:
+    """Bytes needed and bytes there are, of XLA's message that a program does not fit."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    sizes = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+    found = [float(number) * sizes[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)([KMGT]?)\)", message)]
+    found += [float(number) * sizes[unit] for number, unit in re.findall(r"(\d+\.\d+)([KMGT]) of", message)]
+    return (found[0], found[1] if len(found) > 1 else None) if found else None
+
+
+@contextmanager
+def _diverted() -> Iterator[list[str]]:
+    """What C++ code writes to the standard error while inside, as lines, once outside."""
+    said: list[str] = []
+    try:
+        descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else 2
+        kept = os.dup(descriptor)
+    except (OSError, ValueError):
+        yield said
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), descriptor)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, descriptor)
+            os.close(kept)
+            file.seek(0)
+            said += file.read().decode(errors="replace").splitlines()

@@ -1,0 +1,204 @@
+"""Plans: the real step without values, what does not fit and what would, and the verb."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from jaxalign.build import ahead
+from jaxalign.build.ahead import RowSizes
+from jaxalign.build.plan import plan
+from jaxalign.build.plan_load import load_of
+from jaxalign.build.plan_text import plan_lines
+from jaxalign.cli import main
+from jaxalign.config import from_dict, resolve
+from jaxalign.errors import ConfigError
+from jaxalign.models.config_json import parse_config
+from jaxalign.planning.changes import CHANGES, candidates, changed
+from jaxalign.planning.memory import sizes
+from jaxalign.planning.targets import GIB, target
+from jaxalign.training.mesh import make_mesh
+
+TINY = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 64,
+    "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "hidden_act": "silu", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+SEVEN = {"model": {"path": "mistralai/Mistral-7B-v0.1", "remat": "full"}, "data": {"train": ["x"]}}
+HAVE_LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+
+def seven(**sections):
+    tree = {**SEVEN, "reference": {"mode": "cached"}, "train": {"batch_size": 64}}
+    return from_dict({**tree, **{name: {**tree.get(name, {}), **values} for name, values in sections.items()}})
+
+
+def shapes_only(config, name, **options):
+    return plan(config, target(name), tokens=options.pop("tokens", 2048), compiling=False, **options)
+
+
+@pytest.fixture
+def architecture(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(TINY))
+    return file
+
+
+def test_seven_billion_weights_with_adam_fit_sixteen_chips_and_not_eight():
+    found = shapes_only(seven(), "v5e:4x4", examples=60_000, price=1.0)
+    assert found.fits
+    assert found.advice is None
+    assert found.mesh == {"data": 1, "fsdp": 16, "tensor": 1}
+    weights = 7_241_732_096
+    assert found.estimate.weights == pytest.approx(weights * 4 / 16)
+    assert found.estimate.optimizer == pytest.approx(weights * 8 / 16)
+    # What the compiler took (docs/planning.md), within a tenth.
+    assert found.estimate.total == pytest.approx(12.0 * GIB, rel=0.1)
+    # Six operations for each weight and token, and attention.
+    assert found.model_flops == pytest.approx(6 * weights * 64 * 2048, rel=0.08)
+    assert found.device_flops * 16 > found.model_flops
+    assert found.steps == 938
+    cost = found.as_dict()["cost"]
+    assert cost == pytest.approx(938 * found.step_seconds / 3600 * 16)
+    eight = shapes_only(seven(), "v5e:2x4")
+    assert not eight.fits
+    assert eight.advice is not None
+    assert eight.advice.estimated <= 15.75 * GIB
+    assert eight.larger == "v5e:4x4"
+    text = "\n".join(plan_lines(eight))
+    assert "does not fit" in text
+    assert "or, as it is, on v5e:4x4" in text
+
+
+def test_a_live_reference_is_cached_before_anything_else_is_changed():
+    live = shapes_only(seven(reference={"mode": "live"}), "v5e:4x4")
+    without = shapes_only(seven(), "v5e:4x4")
+    assert live.estimate.total - without.estimate.total == pytest.approx(live.estimate.reference, rel=0.1)
+    tight = dataclasses.replace(target("v5e:4x4"), memory=without.estimate.total * 1.01)
+    found = plan(seven(reference={"mode": "live"}), tight, tokens=2048, compiling=False)
+    assert found.advice is not None
+    assert found.advice.changes == ("reference.mode=cached",)
+
+
+def test_changes_come_in_the_order_of_their_harm_and_never_contradict():
+    config = resolve(seven(reference={"mode": "live"}, model={"remat": "none"}))
+    harms = []
+    for chosen in candidates(config, CHANGES):
+        harms.append(sum(change.harm for change in chosen))
+        fields = [(section, name) for change in chosen for section, of in change.values.items() for name in of]
+        assert len(fields) == len(set(fields))
+        assert changed(config, chosen) != config
+    assert harms == sorted(harms)
+    full = resolve(seven())
+    assert all("remat" not in change.name for chosen in candidates(full, CHANGES) for change in chosen)
+
+
+def test_gpus_are_planned_by_shapes_and_say_so():
+    found = shapes_only(seven(), "8xH100")
+    assert found.fits
+    assert found.compiled is None
+    text = "\n".join(plan_lines(found))
+    assert "GPUs are planned by shapes alone" in text
+    assert "traffic between devices is estimated from shapes" in text
+
+
+def test_the_reference_pass_holds_the_reference_alone():
+    config = seven(model={"path": "meta-llama/Meta-Llama-3-70B-Instruct"})
+    found = shapes_only(config, "v5e:8x8", run_pass="reference", examples=1000)
+    assert found.fits
+    assert (found.estimate.optimizer, found.estimate.gradients) == (0, 0)
+    assert found.estimate.weights == pytest.approx(70.55e9 * 4 / 64, rel=1e-3)
+    assert found.model_flops == pytest.approx(2 * 70.55e9 * found.rows.rows * 2048, rel=0.05)
+    with pytest.raises(ConfigError, match="computes none"):
+        shapes_only(from_dict({**SEVEN, "method": {"name": "simpo"}}), "v5e:8x8", run_pass="reference")
+
+
+def test_what_a_run_reads_follows_from_data_or_from_numbers():
+    config = resolve(seven(data={"max_length": 512}))
+    assert load_of(config).longest == 1024  # a pair: with a short prompt, both answers may be as long
+    assert load_of(config, tokens=600).work.row == 608
+    sft = resolve(from_dict({**SEVEN, "method": {"name": "sft"}, "data": {"train": ["x"], "loss_on": "all"}}))
+    assert load_of(sft).longest == 1024
+    assert load_of(sft).work.scored == 1024
+    short = load_of(config, tokens=1000, mean_tokens=100)
+    assert short.sizes(config, 8).rows == 8  # ten examples a row
+    assert load_of(config, tokens=1000).sizes(config, 8, parts=4).rows == 64
+    with pytest.raises(ConfigError, match="--mean-tokens"):
+        load_of(config, tokens=100, mean_tokens=200)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight simulated devices")
+@pytest.mark.parametrize("method", ["dpo", "kto", "tdpo2", "weighted_dpo", "process_reward_model", "spo"])
+def test_the_step_without_values_is_traced_with_every_column(method):
+    decoder = parse_config(TINY, generation={}, where="here")
+    tree = {"model": {"path": "some/model"}, "data": {"train": ["x"]}, "method": {"name": method}}
+    config = resolve(from_dict(tree))
+    mesh = make_mesh(2, 4, 1, devices=jax.devices()[:8])
+    completions = load_of(config).completions
+    program = ahead.train_program(config, decoder, decoder, RowSizes(8, 32, 16, 2, completions), mesh, 10)
+    with jax.set_mesh(mesh.mesh):
+        state, told = jax.eval_shape(program.function, *program.values)
+    assert jax.tree.map(lambda leaf: leaf.shape, state) == jax.tree.map(lambda leaf: leaf.shape, program.values[0])
+    assert "loss" in told.metrics
+    if method == "dpo":  # two copies of the float32 weights, each split in four
+        assert program.arguments.parameters == pytest.approx(sizes(decoder).total, rel=0.01)
+    assert program.arguments.optimizer == pytest.approx(2 * program.arguments.parameters, rel=0.01)
+
+
+def test_the_verb_prints_and_writes(architecture, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    command = ["plan", "--config.method.name=dpo", f"--config={_config(tmp_path, architecture)}", "--no-compile"]
+    assert main([*command, "--target=8xH100,v5e:2x2", "--tokens=64", "--examples=100", f"--out={out}"]) == 0
+    text = capsys.readouterr().out
+    assert "8xH100: train step of" in text
+    assert "v5e:2x2: train step of" in text
+    first, second = json.loads(out.read_text())
+    assert (first["target"]["name"], second["target"]["name"]) == ("8xH100", "v5e:2x2")
+    assert first["fits"]
+    assert first["cost"] is None
+    assert first["run_seconds"] > 0
+
+
+def test_the_verb_tells_all_that_is_wrong(architecture, tmp_path, capsys):
+    config = _config(tmp_path, architecture)
+    command = ["plan", f"--config={config}", "--target=v5:8x8", "--tokens=0", "--no-such", "--config.train.stepz=3"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    for part in ("Did you mean 'v5e:8x8'?", "--tokens: got 0", "unknown flag --no-such", "Did you mean 'train.steps'?"):
+        assert part in said
+    assert main(["plan"]) == 2
+    assert "--config: missing" in capsys.readouterr().err
+    unknown = tmp_path / "unknown.json"
+    unknown.write_text(json.dumps({"model": {"path": "nobody/knows"}}))
+    assert main(["plan", f"--config={unknown}", "--no-compile"]) == 2
+    assert "whose architecture is not known here" in capsys.readouterr().err
+
+
+def test_without_libtpu_it_says_what_to_install(architecture, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["plan", f"--config={_config(tmp_path, architecture)}", "--target=v5e:2x2", "--tokens=64"]) == 2
+    assert "pip install 'jaxalign[plan]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAVE_LIBTPU, reason="needs libtpu (extra: plan)")
+def test_a_small_step_compiles_for_a_slice(architecture):
+    tree = {"model": {"config": str(architecture), "tokenizer": "x"}, "data": {"train": ["x"]}}
+    found = plan(from_dict(tree), target("v5e:2x2"), tokens=64)
+    assert found.fits
+    assert found.compiled is not None
+    assert found.arguments is not None
+    # Layouts pad small arrays.
+    assert found.compiled.arguments >= found.arguments.total
+    assert found.compiled.sent["fsdp"]["all-gather"] > 0
+
+
+def _config(tmp_path, architecture):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"model": {"config": str(architecture)}, "method": {"name": "dpo"}}))
+    return file
