@@ -89,7 +89,7 @@ def fewest_rows(tokens: Sequence[int], scored: Sequence[int], shape: RowShape) -
 def fit_rows(tokens: Sequence[int], scored: Sequence[int], program: RowProgram) -> RowPlan | None:
     """Fits a batch into the rows of a program, or gives None where no way was found.
 
-    It finds one wherever best-fit or first-fit decreasing does.
+    It finds one wherever best-fit or first-fit decreasing does, and where what `level_rows` gives is within the bounds.
     """
     count, shape = program
     if max(tokens) > shape.tokens or max(scored) > shape.scored or fewest_rows(tokens, scored, shape) > count:
@@ -97,12 +97,29 @@ def fit_rows(tokens: Sequence[int], scored: Sequence[int], program: RowProgram) 
     if count == 1:
         return _plan([list(range(len(tokens)))], tokens, scored)
     rows = _levelled(tokens, scored, program)
+    if rows is None:
+        level = level_rows(tokens, scored, count)
+        rows = [list(row) for row in level.rows if row] if _within(level, tokens, scored, shape) else None
     for choose in (_fullest, _first):
         if rows is None:
             found = _decreasing(tokens, scored, shape, choose, count)
             rows = found if len(found) <= count else None
     rows = rows or _search(tokens, scored, program)
     return None if rows is None else _plan(rows, tokens, scored)
+
+
+def _within(plan: RowPlan, tokens: Sequence[int], scored: Sequence[int], shape: RowShape) -> bool:
+    most = fullest(plan, tokens, scored)
+    return all(size <= bound for size, bound in zip(most, shape[:3], strict=True))
+
+
+def fullest(plan: RowPlan, tokens: Sequence[int], scored: Sequence[int]) -> tuple[int, int, int]:
+    """The most tokens, scored tokens and examples of any row."""
+    return (
+        max(sum(tokens[i] for i in row) for row in plan.rows),
+        max(sum(scored[i] for i in row) for row in plan.rows),
+        max(map(len, plan.rows)),
+    )
 
 
 def level_rows(tokens: Sequence[int], scored: Sequence[int], count: int) -> RowPlan:

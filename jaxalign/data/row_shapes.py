@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxalign.data.row_plans import RowPlan, RowProgram, RowShape, fit_rows, hull, level_rows, plan_rows
+from jaxalign.data.row_plans import RowProgram, RowShape, fullest, hull, level_rows, plan_rows
 
 MOST_PROGRAMS = 3
 """Sizes that a step is compiled for, at most."""
@@ -118,7 +118,7 @@ def _need(sizes: Sizes, count: int, completions: int) -> RowProgram:
     if count == 1:
         need = sum(tokens), sum(scored), len(tokens)
     else:
-        need = _fullest(level_rows(tokens, scored, count), tokens, scored)
+        need = fullest(level_rows(tokens, scored, count), tokens, scored)
     return RowProgram(count, RowShape(round_length(need[0]), round_length(need[1]), need[2], completions))
 
 
@@ -126,24 +126,10 @@ def _need_of_fixed(sizes: Sizes, row_tokens: int, completions: int, multiple: in
     tokens, scored = sizes
     plan = plan_rows(tokens, scored, RowShape(row_tokens, max(1, sum(scored)), len(tokens), completions))
     count = -(-len(plan.rows) // multiple) * multiple
-    spread = fit_rows(tokens, scored, RowProgram(count, RowShape(row_tokens, *_even(sizes, count), completions)))
-    _, slots, examples = _fullest(spread or plan, tokens, scored)
+    level = level_rows(tokens, scored, count)
+    most = fullest(level, tokens, scored)
+    _, slots, examples = most if most[0] <= row_tokens else fullest(plan, tokens, scored)
     return RowProgram(count, RowShape(row_tokens, round_length(slots), examples, completions))
-
-
-def _even(sizes: Sizes, count: int) -> tuple[int, int]:
-    """Scored slots a row, little more than the mean, and places for examples."""
-    tokens, scored = sizes
-    return round_length(max(int(1.1 * sum(scored) / count), max(scored))), len(tokens)
-
-
-def _fullest(plan: RowPlan, tokens: Sequence[int], scored: Sequence[int]) -> tuple[int, int, int]:
-    """The most tokens, scored tokens and examples of any row."""
-    return (
-        max(sum(tokens[i] for i in row) for row in plan.rows),
-        max(sum(scored[i] for i in row) for row in plan.rows),
-        max(map(len, plan.rows)),
-    )
 
 
 def _cover(needs: Sequence[RowProgram], most: int, work: Work, steps: int) -> tuple[tuple[RowProgram, ...], float]:

@@ -38,6 +38,13 @@ def test_every_batch_fits_one_of_few_programs(seed, batch_size, multiple, row_to
         assert program in programs
 
 
+@pytest.mark.parametrize("row_tokens", [None, 700])
+def test_large_batches_too_fit_what_was_chosen_for_them(row_tokens):
+    batches = batches_of(3, 128, number=30)
+    programs = choose_programs(batches, 2, steps=10_000, row_tokens=row_tokens)
+    assert {place(*sizes, programs, 1)[0] for sizes in batches} <= set(programs)
+
+
 def old_rule(batches, multiple) -> int:
     """Tokens of rows of one length, a multiple of the longest example, filled by best fit; two counts of rows."""
     longest = max(max(tokens) for tokens, _ in batches)
