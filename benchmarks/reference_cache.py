@@ -41,6 +41,7 @@ def main() -> None:
             2,
             batch_size=args.fill_batch,
             multiple=plan.batch_size,
+            width=parts.policy.config.width,
         )
         scorer = RowScorer(parts.policy, parts.variables, shape, count, plan)
         calls = list(scorer.packed(examples))

@@ -318,7 +318,9 @@ def _fill(
             weights = load_folder(folder, theirs, plan)
         if config.reference.quantization == "int8":
             weights = quantize(weights)
-        shape, rows = _scoring_layout(views, get_method(config.method.name).mismatched, config, plan)
+        shape, rows = _scoring_layout(
+            views, get_method(config.method.name).mismatched, config, plan, theirs.config.width
+        )
         return RowScorer(theirs, weights, shape, rows, plan)
 
     counts = {"entries": 0, "hits": 0, "computed": 0, "corrupted": 0}
@@ -339,7 +341,7 @@ SAMPLE = 1024
 
 
 def _scoring_layout(
-    views: Mapping[str, View], mismatched: bool, config: RunConfig, plan: MeshPlan
+    views: Mapping[str, View], mismatched: bool, config: RunConfig, plan: MeshPlan, width: int
 ) -> tuple[RowShape, int]:
     """A row that holds the examples of all the sets, and how many rows to score at a time."""
     tokens, scored, completions = [], [], 1
@@ -354,7 +356,7 @@ def _scoring_layout(
         scored += (examples.scored_tokens[some] + others).tolist()
         completions = max(completions, examples.completions + mismatched)
     batch_size = max(config.evaluation.batch_size, plan.batch_size)
-    return choose_rows(tokens, scored, completions, batch_size=batch_size, multiple=plan.batch_size)
+    return choose_rows(tokens, scored, completions, batch_size=batch_size, multiple=plan.batch_size, width=width)
 
 
 def _attach(cached: CachedLogps, view: View) -> Attach:

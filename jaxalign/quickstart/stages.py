@@ -103,6 +103,8 @@ def align(
         inputs["reference.source"] = reference
     elif reference is not None:
         tree["reference"] = {"source": reference}
+    else:  # these models are so small that a process which fills a cache takes longer than it saves
+        tree["reference"] = {"mode": "live"}
     for section, values in sections.items():
         tree[section] = {**tree.get(section, {}), **values}
     return Stage(name="align", config=tree, inputs=inputs)

@@ -34,11 +34,12 @@ Members = tuple[tuple[int, ...], ...]
 
 
 def choose_rows(
-    tokens: Sequence[int], scored: Sequence[int], completions: int, *, batch_size: int, multiple: int
+    tokens: Sequence[int], scored: Sequence[int], completions: int, *, batch_size: int, multiple: int, width: int
 ) -> tuple[RowShape, int]:
     """The shape of a row and the rows of a call, from the sizes of some examples, the largest among them.
 
-    The shortest row whose padding is within 2 % of the least: short rows keep attention cheap.
+    Long rows hold little padding, short ones keep attention cheap where it meets every pair of a row's tokens: what
+    costs the least, and the shortest of what is within 2 % of it.
 
     Args:
       tokens: of each example, at least one.
@@ -46,18 +47,20 @@ def choose_rows(
       completions: K.
       batch_size: examples that a call should take.
       multiple: the rows of a call are a multiple of it.
+      width: of the model. Beside its weights' products a token costs attention's, which are ``length / (6 * width)``
+        of them.
     """
-    found: list[tuple[int, int, RowShape]] = []
+    found: list[tuple[float, int, RowShape]] = []
     for times in LENGTHS:
         length = round_length(int(times * max(tokens)))
         rows = max(1, math.ceil(sum(tokens) / length))
         slots = round_length(max(max(scored), math.ceil(ROOM * sum(scored) / rows)))
         shape = RowShape(length, min(length, slots), max(1, math.ceil(1.5 * len(tokens) / rows)), completions)
         count = len(plan_rows(tokens, scored, shape).rows)
-        found.append((count * length, count, shape))
+        found.append((count * length * (1 + length / (6 * width)), count, shape))
         if count == 1:
             break
-    least = min(padded for padded, _, _ in found)
+    least = min(cost for cost, _, _ in found)
     _, count, shape = next(each for each in found if each[0] <= 1.02 * least)
     rows = math.ceil(count * min(batch_size, len(tokens)) / len(tokens))
     return shape, math.ceil(rows / multiple) * multiple

@@ -43,7 +43,7 @@ def align(files, start=None, method="dpo", data=None, reference=None, inputs=Non
     config = {
         "data": {"train": [str(files / "pairs.jsonl")], **(data or {})},
         "method": {"name": method, **options},
-        "reference": reference or {},
+        "reference": {"mode": "live"} if reference is None else reference,  # a cached one would be filled first
         "train": train or {},
     }
     if start is None:
