@@ -1,8 +1,8 @@
 """Tree attention on NVIDIA GPUs: flash attention over the blocks that a row's two key ranges touch (Pallas, Triton).
 
 Triton and not Mosaic GPU, because one kernel then serves Ampere and Hopper, runs in interpret mode, and lowers on a
-machine without a GPU; Mosaic GPU's pipelines serve Hopper and Blackwell alone. Since JAX 0.12 Pallas announces that its
-Triton lowering will go one day; the kernels are then to be written again, and nothing around them.
+machine without a GPU; Mosaic GPU serves Hopper and later alone. Pallas has called its Triton lowering deprecated since
+JAX 0.11: before it is removed, the kernels are to be written again, and nothing around them.
 cuDNN's flash attention (own segments and prompts as two packed passes, merged by their log-sum-exp) is not used: JAX
 has no public function for its packed form with offsets, which needs Hopper; its gradient takes no log-sum-exp from
 outside; and it knows neither soft caps nor a window that reaches into another segment.
@@ -44,12 +44,15 @@ class Blocks(NamedTuple):
 def default_blocks(width: int, dtype: Any) -> Blocks:
     """Tiles by head width, chosen by what the compiler reports and not by time: not tuned on a GPU yet.
 
-    They spill little (at most 56 bytes a thread up to a width of 128, 200 at 256), leave Hopper's matrix instruction
-    its 64 rows up to a width of 128, and keep loads in flight. The largest kernel takes 96 KiB of shared memory on
-    Ampere and 128 on Hopper up to a width of 128, and 136 and 192 at 256, of the 163 of an A100 and the 227 of an H100.
+    As Triton 3.9 compiles them for bfloat16, they spill little (at most 56 bytes a thread up to a width of 128, 200 at
+    256), leave Hopper's matrix instruction its 64 rows up to a width of 128, and keep loads in flight. The largest
+    kernel takes 96 KiB of shared memory on Ampere and 128 on Hopper up to a width of 128, and 136 and 192 at 256; an
+    A100 has 163, an H100 227, and cards with 99 need smaller tiles at 256.
     """
     if jnp.dtype(dtype).itemsize > 2:  # Exact float32 products use no tensor cores, and many registers.
-        return Blocks(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2))
+        if width <= 128:
+            return Blocks(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2))
+        return Blocks(Tile(32, 16, 8, 2), Tile(16, 16, 8, 2), Tile(16, 16, 8, 2))
     if width <= 64:
         return Blocks(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2))
     if width <= 128:

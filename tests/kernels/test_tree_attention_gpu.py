@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxalign.kernels import tree_attention_gpu as gpu
 from jaxalign.kernels.spans import Spans, spans
@@ -125,6 +124,22 @@ def test_bfloat16_is_as_close_as_its_digits():
     check(plans(5, 1, 50), 9, operands, bound=2**-6, scale=32**-0.5, soft_cap=5.0)
 
 
+def test_what_is_not_visited_is_not_read_and_a_token_that_sees_nothing_is_0():
+    """The first 32 tokens are poisoned; the tokens behind them, another example, stay clean forward and backward."""
+    index = np.arange(50, dtype=np.int32)
+    own = np.where(index < 32, 0, 32)
+    own[40] = 50  # Sees nothing.
+    where = Spans(*(jnp.asarray(np.stack([x, x]).astype(np.int32)) for x in (own, 0 * own, 0 * own)))
+    operands = [x.at[:, :32].set(jnp.nan) for x in inputs(2, 50, heads=4, groups=2, width=24)]
+    out, lse, *gradients = interpreted(*operands, where, scale=24**-0.5, soft_cap=None)
+    for name, x in zip(("out", "dquery", "dkey", "dvalue"), (out, *gradients), strict=True):
+        assert np.isnan(x[:, :32]).all(), name
+        assert np.isfinite(x[:, 32:]).all(), name
+    assert np.isfinite(lse[:, :, 32:]).all()
+    assert not np.asarray(out[:, 40]).any()
+    assert not np.asarray(gradients[0][:, 40]).any()
+
+
 def test_lists_name_every_meeting_once_and_whole_blocks_first():
     rng = np.random.default_rng(0)
     meeting = rng.random((2, 5, 7)) < 0.5
@@ -136,15 +151,10 @@ def test_lists_name_every_meeting_once_and_whole_blocks_first():
         np.testing.assert_array_equal(table.blocks[at][first:count], np.flatnonzero(meeting[at] & ~whole[at]))
 
 
-def hopper() -> contextlib.AbstractContextManager:
-    """Where no GPU is, JAX 0.12 wants to be told which one it lowers for; before, it takes a Hopper."""
-    if jax.__version_info__ < (0, 12):
-        return contextlib.nullcontext()
-    from jax.sharding import AbstractDevice  # Not in JAX 0.10.
-
+def hopper() -> AbstractMesh:
+    """Where no GPU is, later releases of JAX want to be told which one they lower for; 0.10 takes a Hopper."""
     device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="cuda")
-    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
-    return jax.sharding.use_abstract_mesh(mesh)
+    return AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
 
 
 SHAPES = {
@@ -169,7 +179,7 @@ def test_lowers_for_cuda(name, dtype):
     def backward(query, key, value, out, lse, dout, where):
         return gpu.backward(query, key, value, out, lse, dout, Spans(*where), **options)
 
-    with hopper(), warnings.catch_warnings():
+    with jax.sharding.use_abstract_mesh(hopper()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
         for function, operands, kernels in [
             (forward, (query, key, key, (ranges,) * 3), 1),
