@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from jaxalign.build.row_layout import largest_example
-from jaxalign.build.row_layout import lay_out as lay_out
 from jaxalign.config import DataConfig, RunConfig
 from jaxalign.config_checks import DEFAULT_MAX_LENGTH
 from jaxalign.data.chat import load_chat_template

@@ -48,12 +48,7 @@ class RowLayout:
             "programs": [[rows, *shape[:3]] for rows, shape in self.programs],
         }
 
-    def packer(
-        self,
-        columns: Sequence[str],
-        local_rows: Callable[[int], slice],
-        row_counts: Sequence[int] | None = None,
-    ) -> Packer:
+    def packer(self, columns: Sequence[str], local_rows: Callable[[int], slice]) -> Packer:
         """A packer of this layout."""
         return Packer(self.programs, self.multiple, column_names=columns, local_rows=local_rows)
 

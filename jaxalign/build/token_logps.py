@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from jaxalign.analysis.credit import make_credit_step
-from jaxalign.build.data import architecture, check_data, lay_out, ordered
+from jaxalign.build.data import architecture, check_data, ordered
 from jaxalign.build.model import load_folder, make_policy, mesh_plan, settled, start_variables
 from jaxalign.build.reference import make_reference, plan_reference
+from jaxalign.build.row_layout import lay_out
 from jaxalign.config import RunConfig
 from jaxalign.data.contract import DataReport
 from jaxalign.data.records import Example
@@ -107,7 +108,7 @@ def token_logps(
         size = min(config.evaluation.batch_size, wanted)
         batches = ordered(examples, method, size, config.data.seed, reference.attach[name])
         layout = lay_out(batches, plan.batch_size)
-        packer = layout.packer(reference.reference.columns, plan.local_rows, layout.row_counts[-1:])
+        packer = layout.packer(reference.reference.columns, plan.local_rows)
         for number in range(-(-wanted // size)):
             batch = packer(batches(number))
             rows = plan.put_rows(batch.rows, batch.global_rows, batch.first_row)

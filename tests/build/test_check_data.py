@@ -10,6 +10,7 @@ import pytest
 from jaxalign import build
 from jaxalign.build import data as build_data
 from jaxalign.build.model import settled
+from jaxalign.build.row_layout import lay_out
 from jaxalign.errors import ConfigError, DataError, ModelError
 from jaxalign.methods import get_method
 from tests.build.conftest import write_lines
@@ -30,7 +31,7 @@ def test_a_missing_folder_is_told_with_its_setting(changes, option, configure):
 def test_a_row_must_hold_the_longest_example(configure):
     for method in ("dpo", "kto"):
         changes = {"method__name": method, "data__max_length": 40}
-        longest = build_data.lay_out(batches(configure(**changes)), 1).shape.tokens
+        longest = lay_out(batches(configure(**changes)), 1).shape.tokens
         with pytest.raises(ConfigError) as error:
             build.check_data(settled(configure(**changes, data__row_length=40)))
         told = re.match(r"data\.row_length: got 40, expected at least (\d+), the tokens", str(error.value))
@@ -38,7 +39,7 @@ def test_a_row_must_hold_the_longest_example(configure):
         enough = int(told[1])
         assert enough <= longest
         config = configure(**changes, data__row_length=enough)
-        assert build_data.lay_out(batches(config), 1, enough).shape.tokens == enough
+        assert lay_out(batches(config), 1, enough).shape.tokens == enough
         with pytest.raises(ConfigError, match=f"expected at least {enough}"):
             build.check_data(settled(configure(**changes, data__row_length=enough - 1)))
 
