@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 from jaxalign.data.row_plans import RowShape
 from jaxalign.data.rows import build_rows
 from jaxalign.logprobs import STATISTICS, Distribution, completion_sums, token_scores
+from jaxalign.training.mesh import make_mesh
 from jaxalign.training.scoring import by_completion, completion_lengths
+from jaxalign.vocabulary_tiles import LARGE_TILE_BYTES, TILE_BYTES, tile_shape
 from tests.training.conftest import examples_for
 
 R, T, S, D, V = 2, 11, 7, 6, 50
@@ -147,6 +151,56 @@ def test_extreme_logits_stay_finite():
     value, gradient = jax.value_and_grad(total)(hidden)
     assert jnp.isfinite(value)
     assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("vocabulary", [50, 32_000, 50_257, 128_256, 151_936, 262_144])
+@pytest.mark.parametrize("tokens", [1, 1_345, 70_001])
+def test_tiles_keep_to_their_size_and_waste_little(tokens, vocabulary, platform):
+    tile = tile_shape(tokens, vocabulary, platform)
+    assert 4 * tile.tokens * tile.entries <= 1.1 * TILE_BYTES.get(platform, LARGE_TILE_BYTES)
+    assert -tokens % tile.tokens < -(-tokens // tile.tokens)  # padding: less than one token a tile
+    assert tile.entries <= vocabulary
+    most = TILE_BYTES.get(platform, LARGE_TILE_BYTES) // (4 * tile.tokens)
+    assert -(-vocabulary // tile.entries) <= 2 * -(-vocabulary // most) + 1
+
+
+def test_on_a_mesh_every_device_keeps_to_its_rows_and_its_vocabulary():
+    """The numbers of one device, from eight; a block of the head travels over fsdp, and never a logit."""
+    rng = np.random.default_rng(6)
+    rows, scored, width, vocabulary, block = 4, 5, 8, 96, 16
+    arguments = [rng.normal(size=shape) for shape in ((rows, 7, width), (width, vocabulary)) * 2]
+    arguments = [jnp.asarray(array, jnp.float32) for array in arguments]
+    source, target = (jnp.asarray(rng.integers(0, most, (rows, scored))) for most in (7, vocabulary))
+
+    def total(hidden, head, other_hidden, other_head):
+        scores = token_scores(
+            hidden, head, source, target, statistics=STATISTICS, entropy_gradient=True, soft_cap=3.0,
+            reference=Distribution(other_hidden, other_head), chunk=3, vocabulary_chunk=block,
+        )  # fmt: skip
+        weights = jnp.arange(1.0, 1 + target.size).reshape(target.shape)
+        return (weights * (scores.logps + scores.kl * 2 - scores.entropy)).sum(), scores
+
+    step = jax.value_and_grad(total, (0, 1), has_aux=True)
+    expected = jax.jit(step)(*arguments)
+    plan = make_mesh(2, 2, 2, devices=jax.devices()[:8])
+    axes = (("batch", None, None), ("embed", "vocab"))
+    with jax.set_mesh(plan.mesh):
+        where = [plan.sharding(names, array.shape) for names, array in zip(axes * 2, arguments, strict=True)]
+        placed = [jax.device_put(array, sharding) for array, sharding in zip(arguments, where, strict=True)]
+        program = jax.jit(step, out_shardings=((None, None), (where[0], where[1]))).lower(*placed).compile()
+        found = program(*placed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+    result = r"= (\(.*?\)|\S+) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    travels: dict[str, set[tuple[int, ...]]] = {}
+    for shapes, kind in re.findall(result, program.as_text()):
+        for shape in re.findall(r"\[([\d,]*)\]", shapes):
+            travels.setdefault(kind, set()).add(tuple(int(size) for size in shape.split(",") if size))
+    assert travels.pop("all-gather") == {(width, block)}
+    assert travels.pop("reduce-scatter") == {(width // 2, block)}
+    assert all(np.prod(shape) <= max(rows * scored * width // 4, width * block) for shape in travels.pop("all-reduce"))
+    assert not travels
 
 
 def test_problems():
