@@ -15,24 +15,31 @@ from pathlib import Path
 
 HOST_DEVICES = 8
 
+# Compiling is most of what tests cost, and their programs are small: LLVM's lowest levels, and where jaxlib still has it
+# XLA's older and quicker code generator. JAXALIGN_TEST_XLA=default leaves XLA as users have it.
+JAXLIB = importlib.metadata.version("jaxlib")
+QUICK_XLA = ""
+if os.environ.get("JAXALIGN_TEST_XLA") != "default":
+    older = JAXLIB.startswith("0.10.")
+    QUICK_XLA = f"--xla_backend_optimization_level={1 if older else 0}"
+    if older:
+        QUICK_XLA += " --xla_cpu_use_fusion_emitters=false"
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={HOST_DEVICES}".strip()
+        f"{os.environ.get('XLA_FLAGS', '')} {QUICK_XLA} --xla_force_host_platform_device_count={HOST_DEVICES}".strip()
     )
 # Tests never reach for a network; a name that is not a folder fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Compiled programs are kept between test runs and shared with the processes that tests start.
+# Compiled programs, small ones too, are kept between test runs and shared with the processes that tests start.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
-    str(
-        Path(tempfile.gettempdir())
-        / f"jaxalign-tests-{getpass.getuser()}-jaxlib-{importlib.metadata.version('jaxlib')}"
-    ),
+    str(Path(tempfile.gettempdir()) / f"jaxalign-tests-{getpass.getuser()}-jaxlib-{JAXLIB}"),
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Never the user's cache; a folder that each test session, with the processes that it starts, has for itself.
 if "JAXALIGN_CACHE" not in os.environ:

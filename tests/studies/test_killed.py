@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from jaxalign.studies import rows
-from tests.conftest import REPOSITORY
+from tests.conftest import QUICK_XLA, REPOSITORY
 from tests.studies.worlds import write_world
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -37,9 +37,8 @@ def command(world: Path, workdir: Path, *flags: str, arg: str = "") -> list[str]
 def settings() -> dict[str, str]:
     """One device, and compilation that takes little time."""
     quick = {
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": QUICK_XLA,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
     }
     return os.environ | quick
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import QUICK_XLA
+
 
 @pytest.mark.multiprocess
 def test_two_processes_fill_one_store_and_collect_everything(tmp_path, repository):
@@ -18,7 +20,7 @@ def test_two_processes_fill_one_store_and_collect_everything(tmp_path, repositor
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": f"{QUICK_XLA} --xla_force_host_platform_device_count=1",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(repository),
     }

@@ -21,6 +21,8 @@ import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
+from tests.conftest import QUICK_XLA
+
 STEPS = 12
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -50,7 +52,8 @@ def command(world: Path, workdir: Path, *extra: str) -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    flags = f"{QUICK_XLA} --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def run(*args, devices: int = 1) -> None:
