@@ -29,7 +29,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not judge" -n $(JOBS) $(PYTEST_ARGS)
 
 judge: $(VENV)/.installed-test $(VENV)/.installed-judge
-	$(BIN)/python -m pytest -m "judge and not trl" -n $(JOBS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "judge and not trl" -n $(JOBS) $$(grep -rl "mark\.judge" tests) $(PYTEST_ARGS)
 
 trl: $(VENV)/.installed-test $(VENV)/.installed-trl
 	$(BIN)/python -m pytest -m trl -n $(JOBS) tests/objectives $(PYTEST_ARGS)
