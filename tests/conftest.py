@@ -15,7 +15,7 @@ from pathlib import Path
 
 HOST_DEVICES = 8
 
-# Compiling is most of what tests cost, and their programs are small: LLVM's lowest levels, and where jaxlib still has it
+# Compiling is most of what tests cost, and their programs are small: LLVM's lowest levels, and where jaxlib has it
 # XLA's older and quicker code generator. JAXALIGN_TEST_XLA=default leaves XLA as users have it.
 JAXLIB = importlib.metadata.version("jaxlib")
 QUICK_XLA = ""
