@@ -6,7 +6,6 @@ The step, the mesh and the placement of every array are those of `jaxalign.build
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import re
 import sys
@@ -18,15 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from jaxalign.build.abstract import RowSizes, abstract_rows, device_bytes, placed, quantized
 from jaxalign.build.data import column_names
 from jaxalign.build.model import make_policy, make_trainable
 from jaxalign.config import RunConfig
+from jaxalign.data.row_plans import RowShape
 from jaxalign.errors import ConfigError
-from jaxalign.method import INPUTS, Method
 from jaxalign.methods import get_method
+from jaxalign.models.adapters import without_adapter
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import Policy
 from jaxalign.planning import hlo
@@ -34,11 +33,10 @@ from jaxalign.planning.targets import GIB, Target
 from jaxalign.training import references
 from jaxalign.training.mesh import MeshPlan, make_mesh
 from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.reference_scorer import RowScorer
 from jaxalign.training.references import Reference
-from jaxalign.training.scoring import score
 from jaxalign.training.state import create_state, state_shardings
 from jaxalign.training.step import make_train_step
-from jaxalign.types import Rows
 
 _SETTINGS = {
     # libtpu would ask the metadata server of a TPU VM, and take a lock that two plans cannot share.
@@ -48,17 +46,6 @@ _SETTINGS = {
 }
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 """A v4 chip's two cores are one device."""
-
-
-@dataclass(frozen=True)
-class RowSizes:
-    """What a step's batch looks like: R rows of T tokens, S scored ones and E examples with K completions each."""
-
-    rows: int
-    tokens: int
-    scored: int
-    examples: int
-    completions: int
 
 
 @dataclass(frozen=True)
@@ -199,8 +186,8 @@ def train_program(
         schedule=schedule,
         pin_gradients=lambda gradients: jax.lax.with_sharding_constraint(gradients, shardings.trainable),
     )
-    state = _placed(shapes, shardings)
-    frozen = {"policy": _placed(untrained, trainable.split(places)[1]), "reference": held}
+    state = placed(shapes, shardings)
+    frozen = {"policy": placed(untrained, trainable.split(places)[1]), "reference": held}
     rows = abstract_rows(sizes, column_names(method, reference.columns), method, config, plan)
     function = jax.jit(step, donate_argnums=0, out_shardings=(shardings, plan.replicated))
     arguments = Arguments(
@@ -215,11 +202,10 @@ def train_program(
 def scoring_program(config: RunConfig, decoder: DecoderConfig, sizes: RowSizes, plan: MeshPlan) -> Program:
     """One call of the pass that fills the reference's cache (`jaxalign.training.reference_scorer`), without values."""
     policy = make_policy(config, decoder, plan)
-    variables = _placed(policy.abstract(), plan.tree_shardings(policy.axes(), policy.abstract()))
+    variables = placed(policy.abstract(), plan.tree_shardings(policy.axes(), policy.abstract()))
     rows = abstract_rows(sizes, (), None, config, plan)
-    function = jax.jit(
-        lambda variables, rows: score(policy, variables, rows).tokens.logps, out_shardings=plan.replicated
-    )
+    shape = RowShape(sizes.tokens, sizes.scored, sizes.examples, sizes.completions)
+    function = RowScorer(policy, {}, shape, sizes.rows, plan).logps
     return Program(function, (variables, rows), plan, Arguments(0.0, 0.0, device_bytes(variables), device_bytes(rows)))
 
 
@@ -265,64 +251,6 @@ def compile_program(program: Program) -> Compiled:
     )
 
 
-def device_bytes(tree: Any) -> float:
-    """Bytes of a tree of placed shapes on one device."""
-    total = 0.0
-    for leaf in jax.tree.leaves(tree):
-        sharding = getattr(leaf, "sharding", None)
-        shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
-        total += math.prod(shape) * jnp.dtype(leaf.dtype).itemsize
-    return total
-
-
-def abstract_rows(
-    sizes: RowSizes, columns: Sequence[str], method: Method | None, config: RunConfig, plan: MeshPlan
-) -> Rows:
-    """A batch without values, placed as `MeshPlan.put_rows` does it."""
-    where = plan.rows_sharding()
-    count, tokens, scored, examples, completions = (
-        sizes.rows, sizes.tokens, sizes.scored, sizes.examples, sizes.completions,
-    )  # fmt: skip
-
-    def array(*shape: int, dtype: Any = np.int32) -> Any:
-        return jax.ShapeDtypeStruct((count, *shape), dtype, sharding=where)
-
-    ends = completions
-    if method is not None and "degrees" in method.columns:
-        ends += completions * (method.head_outputs(method.resolve_options(config.method.options)) - 1)
-    known = {
-        "reference_logps": ((scored,), np.float32),
-        "reference_sums": ((examples, completions), np.float32),
-        "reference_lengths": ((examples, completions), np.float32),
-        "ends": ((examples, ends), np.int32),
-        "degrees": ((examples, ends), np.int32),
-        "score_index": ((scored,), np.int32),
-    }
-    shapes = {"example": (examples,), "completion": (examples, completions), "token": (scored,), "batch": ()}
-    found: dict[str, Any] = {"example_id": array(examples)}
-    for name in columns:
-        if name in known:
-            shape, dtype = known[name]
-        else:
-            facts = INPUTS.get(name)
-            shape = shapes[facts.per] if facts else (examples,)
-            dtype = np.bool_ if facts and facts.is_bool else np.int32 if name == "step_labels" else np.float32
-        found[name] = array(*shape, dtype=dtype)
-    return Rows(
-        tokens=array(tokens),
-        positions=array(tokens),
-        own_start=array(tokens),
-        prefix_start=array(tokens),
-        prefix_end=array(tokens),
-        score_source=array(scored),
-        score_target=array(scored),
-        score_slot=array(scored),
-        example_mask=array(examples, dtype=np.bool_),
-        columns=found,
-        completions=completions,
-    )
-
-
 def _reference(config: RunConfig, policy: Policy, other: DecoderConfig | None, plan: MeshPlan) -> tuple[Reference, Any]:
     """The run's reference, and the weights it holds in ``frozen``; as `jaxalign.build.reference` makes it."""
     settings = config.reference
@@ -331,21 +259,24 @@ def _reference(config: RunConfig, policy: Policy, other: DecoderConfig | None, p
     if settings.source == "columns":
         return references.given_sums(), {}
     if settings.mode == "moving":
-        rate, every, dtype = settings.update_rate, settings.update_every, settings.dtype
-        return references.moving(policy, rate=rate, every=every, dtype=dtype), {}
-    if settings.mode == "live" and settings.source == "policy" and policy.adapter is not None:
+        moving = references.moving(
+            policy,
+            rate=settings.update_rate,
+            every=settings.update_every,
+            dtype=settings.dtype,
+            trainable=make_trainable(config),
+        )
+        return moving, {}
+    int8 = settings.quantization == "int8"
+    if settings.mode == "live" and settings.source == "policy" and policy.adapter is not None and not int8:
         return references.shared(policy), {}
     if settings.mode == "live":
         theirs = policy if settings.source == "policy" or other is None else make_policy(config, other, plan)
-        shapes = theirs.abstract()
-        return references.frozen(theirs), _placed(shapes, plan.tree_shardings(theirs.axes(), shapes))
+        shapes, axes = without_adapter(theirs.abstract()), without_adapter(theirs.axes())
+        return references.frozen(theirs), quantized(shapes, axes, plan) if int8 else placed(
+            shapes, plan.tree_shardings(axes, shapes)
+        )
     return references.cached_sums() if settings.source == "prior" else references.cached(), {}
-
-
-def _placed(tree: Any, where: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, where
-    )
 
 
 def _needed(message: str) -> tuple[float, float | None] | None:

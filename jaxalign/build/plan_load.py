@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxalign.build.ahead import RowSizes
+from jaxalign.build.abstract import RowSizes
 from jaxalign.build.data import CheckedData, architecture, check_data
 from jaxalign.config import RunConfig
 from jaxalign.config_checks import DEFAULT_MAX_LENGTH

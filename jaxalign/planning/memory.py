@@ -8,14 +8,11 @@ optimizer      its float32 moments (adamw 2, lion, rmsprop and sgd 1, adafactor 
 gradients      as the weights; twice with micro-batches, which add to a sum
 copies         of the weights in ``model.dtype``, split likewise: the compiler casts them once, before the loops
 reference      a live or moving copy of the weights, split likewise; nothing for a cached one
-gathered       what fsdp gathers for use, in ``model.dtype``: about two thirds of a layer at once
+gathered       what fsdp gathers for use, in ``model.dtype``: two thirds of a layer at once, or a block of the head
 activations    what the backward pass keeps of every layer: with remat ``full`` the block's input, with ``dots`` the
                products' results, with ``none`` everything; and one block's own
 scoring        states of the scored tokens, and three float32 arrays of logits ``[rows, 128, vocabulary <= 65536]``
 =============  =================================================================================================
-
-The peak is in the backward pass of a block or, where the vocabulary is large beside a layer, in that of scoring, which
-gathers the whole output head and makes its whole float32 gradient, when blocks have no gradients and nothing at work.
 
 Measured against `jax.stages.Compiled.memory_analysis` (arguments plus temporaries) of the same step:
 
@@ -84,10 +81,19 @@ def sizes(decoder: DecoderConfig) -> Sizes:
 
 
 @functools.lru_cache(maxsize=64)
-def adapter_size(decoder: DecoderConfig, adapter: Adapter) -> int:
-    """Counts the parameters of an architecture's low-rank adapters. Makes none."""
-    factors = build_policy(decoder, adapter=adapter).abstract()["lora"]
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(factors))
+def adapter_size(decoder: DecoderConfig, adapter: Adapter, fsdp: int = 1, tensor: int = 1) -> float:
+    """Parameters of an architecture's low-rank adapters on a device. Makes none.
+
+    Only the axes that a factor shares with its weight are split: the second factor of most is whole on each device of
+    ``fsdp``.
+    """
+    policy = build_policy(decoder, adapter=adapter)
+    total = 0.0
+    names = jax.tree.leaves(policy.axes()["lora"], is_leaf=lambda leaf: isinstance(leaf, tuple))
+    for leaf, axes in zip(jax.tree.leaves(policy.abstract()["lora"]), names, strict=True):
+        split = (fsdp if "embed" in axes else 1) * (tensor if {"heads", "kv_heads", "mlp"} & set(axes) else 1)
+        total += math.prod(leaf.shape) / split
+    return total
 
 
 @dataclass(frozen=True)
@@ -155,43 +161,40 @@ def step_memory(
     local = math.ceil(rows / (data * fsdp)) / config.train.microbatches
     tokens = local * row
     largest = max(sizes(d).blocks / d.layers for d in (decoder, *([reference] if reference else ())))
-    table = count.embedding / tensor
     copies = count.total / shards * computed * COPIES if stored != computed else 0.0
     kept, working = _per_token(decoder, config.model.remat if train else "forward", tensor, row)
     tile = tile_shape(math.ceil(local * scored), math.ceil(decoder.vocab_size / tensor), "tpu")
     logits = 3 * tile.tokens * tile.entries * 4
     states = local * scored * decoder.width * computed
     layer = GATHERED * largest / tensor * computed if shards > 1 else 0.0
-    head = table * computed if shards > 1 or stored != computed else 0.0
+    # The head is gathered, and its gradient made and scattered, a block of the vocabulary at a time.
+    head = decoder.width * tile.entries * (computed + 4 * train) if shards > 1 else 0.0
     if not train:
         return Parts(own, 0, 0, copies / 2, 0, max(layer, head), tokens * (kept + working) * computed, logits + states)
     adapted = config.adapter.kind != "none"
     trained, moments = own, MOMENTS[config.optimizer.name] * count.total * 4 / shards
     if adapted:
         settings = config.adapter
-        factors = adapter_size(decoder, Adapter(settings.rank, settings.alpha, settings.targets, settings.rslora))
-        # A factor is split along one of its axes, and not at all along the rank.
-        trained = factors * 4 / max(1, fsdp)
+        adapter = Adapter(settings.rank, settings.alpha, settings.targets, settings.rslora)
+        trained = adapter_size(decoder, adapter, fsdp, tensor) * 4
         moments = MOMENTS[config.optimizer.name] * trained
         own += trained
     total = trained if config.train.microbatches > 1 else 0.0
-    block = trained + layer + tokens * working * computed
-    table_gradient = 0.0 if adapted else 4 * table
-    scoring = head + table_gradient
-    at_block = block >= scoring
     return Parts(
         weights=own,
         optimizer=moments,
-        gradients=total + (trained if at_block else table_gradient),
+        gradients=total + trained,
         copies=copies,
         reference=0 if reference is None else sizes(reference).total * _reference_bytes(config) / shards,
-        gathered=layer if at_block else head,
-        activations=tokens * (decoder.layers * kept + at_block * working) * computed,
+        gathered=max(layer, head),
+        activations=tokens * (decoder.layers * kept + working) * computed,
         scoring=logits + 2 * states,
     )
 
 
 def _reference_bytes(config: RunConfig) -> int:
+    if config.reference.quantization == "int8":
+        return 1
     moving = config.reference.mode == "moving" and config.reference.dtype
     return BYTES[config.reference.dtype if moving and config.reference.dtype else config.model.param_dtype]
 

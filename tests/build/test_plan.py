@@ -10,16 +10,17 @@ import jax
 import pytest
 
 from jaxalign.build import ahead
-from jaxalign.build.ahead import RowSizes
+from jaxalign.build.abstract import RowSizes
 from jaxalign.build.plan import plan
 from jaxalign.build.plan_load import load_of
 from jaxalign.build.plan_text import plan_lines
 from jaxalign.cli import main
 from jaxalign.config import from_dict, resolve
 from jaxalign.errors import ConfigError
+from jaxalign.models.adapters import Adapter
 from jaxalign.models.config_json import parse_config
 from jaxalign.planning.changes import CHANGES, candidates, changed
-from jaxalign.planning.memory import sizes
+from jaxalign.planning.memory import adapter_size, sizes, step_memory
 from jaxalign.planning.targets import GIB, target
 from jaxalign.training.mesh import make_mesh
 
@@ -148,6 +149,25 @@ def test_the_step_without_values_is_traced_with_every_column(method):
     if method == "dpo":  # two copies of the float32 weights, each split in four
         assert program.arguments.parameters == pytest.approx(sizes(decoder).total, rel=0.01)
     assert program.arguments.optimizer == pytest.approx(2 * program.arguments.parameters, rel=0.01)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight simulated devices")
+def test_under_adapters_the_frozen_weights_are_the_reference():
+    decoder = parse_config(TINY, generation={}, where="here")
+    tree = {"model": {"path": "some/model"}, "data": {"train": ["x"]}, "adapter": {"kind": "lora", "rank": 4}}
+    config = resolve(from_dict({**tree, "reference": {"mode": "live"}}))
+    mesh = make_mesh(1, 8, 1, devices=jax.devices()[:8])
+    program = ahead.train_program(config, decoder, decoder, RowSizes(8, 32, 16, 2, 2), mesh, 10)
+    with jax.set_mesh(mesh.mesh):
+        jax.eval_shape(program.function, *program.values)
+    given = program.arguments
+    factors = adapter_size(decoder, Adapter(rank=4))
+    assert given.reference == 0
+    assert sizes(decoder).total * 4 / 8 < given.parameters < sizes(decoder).total * 4 / 8 + factors * 4
+    assert given.optimizer <= 2 * factors * 4 + 64
+    found = step_memory(config, decoder, rows=8, row=32, scored=16, mesh=(1, 8, 1), reference=None)
+    assert found.weights == pytest.approx(given.parameters, rel=0.02)
+    assert found.optimizer == pytest.approx(given.optimizer, rel=0.02)
 
 
 def test_the_verb_prints_and_writes(architecture, tmp_path, capsys):
