@@ -78,16 +78,18 @@ def block_pairs(spans: Spans, query_block: int, key_block: int, *, owner: str) -
       ModelError: rows and blocks are too many for a word.
     """
     rows, length = spans.own_start.shape
-    meeting, whole = meets(spans, query_block, key_block), wholly(spans, query_block, key_block)
+    owners, visited = -(-length // query_block), -(-length // key_block)
     if owner == "key":
-        meeting, whole = jnp.swapaxes(meeting, 1, 2), jnp.swapaxes(whole, 1, 2)
-    owners, visited = meeting.shape[1:]
+        owners, visited = visited, owners
     packing = Packing((owners - 1).bit_length(), (visited - 1).bit_length())
     if (rows - 1).bit_length() + packing.owner_bits + packing.visited_bits + 1 > 30:
         raise ModelError(
             f"{rows} rows of {length} tokens in blocks of {query_block} queries and {key_block} keys are more than the"
             " kernel's list can name. Use larger blocks or fewer rows a device."
         )
+    meeting, whole = meets(spans, query_block, key_block), wholly(spans, query_block, key_block)
+    if owner == "key":
+        meeting, whole = jnp.swapaxes(meeting, 1, 2), jnp.swapaxes(whole, 1, 2)
     row, block, other = (jax.lax.broadcasted_iota(jnp.int32, meeting.shape, axis) for axis in range(3))
     words = packing.word(row, block, other, whole.astype(jnp.int32))
     words = jnp.sort(jnp.where(meeting, words, jnp.iinfo(jnp.int32).max), axis=None)
