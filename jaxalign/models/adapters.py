@@ -45,12 +45,22 @@ class Adapter:
       alpha: numerator of the scale.
       targets: regular expression searched for in the paths of the projections (``layers/attention/query``).
       rslora: divide alpha by the root of the rank, not by the rank (Kalajdzievski 2023, arXiv 2312.03732).
+
+    Raises:
+      ModelError: a rank below 1, or targets that no projection has.
     """
 
     rank: int = 16
     alpha: float = 32.0
     targets: str = ".*"
     rslora: bool = False
+
+    def __post_init__(self):
+        problems = check_targets(self.targets, "adapter: targets")
+        if self.rank < 1:
+            problems.append(f"adapter: rank is {self.rank}, expected at least 1.")
+        if problems:
+            raise ModelError(problems)
 
     @property
     def scale(self) -> float:
@@ -163,18 +173,3 @@ def merged(kernel: Array, a: Array, b: Array, scale: float) -> Array:
     """
     product = jnp.tensordot(a.astype(jnp.float32), b.astype(jnp.float32), axes=1, precision=jax.lax.Precision.HIGHEST)
     return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
-
-
-def check_adapter(adapter: Adapter, collection: Any, family: str) -> None:
-    """Whether an architecture has a projection that the adapter means.
-
-    Raises:
-      ModelError: none, or a rank below 1.
-    """
-    problems = []
-    if adapter.rank < 1:
-        problems.append(f"adapter: rank is {adapter.rank}, expected at least 1.")
-    if not jax.tree.leaves(collection):
-        problems.append(f"adapter: {adapter.targets!r} is found in no projection of the {family} model.")
-    if problems:
-        raise ModelError(problems)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxalign.errors import ModelError, did_you_mean
-from jaxalign.models.adapters import COLLECTION, Adapter, check_adapter, init_adapter
+from jaxalign.models.adapters import COLLECTION, Adapter, init_adapter
 from jaxalign.models.attention import Cache, attention_form, ranges_of
 from jaxalign.models.decoder import REMAT_POLICIES, Decoder, Settings
 from jaxalign.models.decoder_config import DecoderConfig
@@ -104,7 +104,7 @@ def build_policy(
       adapter: low-rank adapters beside the blocks' projections; None = none.
 
     Raises:
-      ModelError: an unknown name, a model without any head, or an adapter that adapts nothing; all at once.
+      ModelError: an unknown name, or a model without any head; all at once.
     """
     problems = []
     for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
@@ -189,9 +189,6 @@ def build_policy(
     ) -> tuple[Float[Array, "N V"], Cache]:
         states, cache, _ = run(variables, tokens[:, None], positions[:, None], cache=cache)
         return project(variables, states[:, 0]), cache
-
-    if adapter is not None:
-        check_adapter(adapter, abstract().get(COLLECTION), config.family)
 
     # Compiled, so that a call outside of jit does not trace and compile the scan anew; inside of jit it is inlined.
     return Policy(

@@ -1,6 +1,6 @@
 """Frozen weights in int8 (qwix): a quarter of float32's memory, half of bfloat16's, and int8 matrix products.
 
-Each kernel of the blocks' projections is kept as int8 with one float32 scale for each output, ``max |w| / 127`` over
+Each kernel of the blocks' projections is kept as int8 with one float32 scale for each output, ``max |w| / 127.5`` over
 the inputs. Activations are quantised as they come, one scale for each token, so the product itself is int8 x int8
 summed in int32, for which accelerators have the double rate of bfloat16. Embedding, norms, biases, the output head,
 attention and all sums stay as they are.
