@@ -148,7 +148,8 @@ def forms_of(model: Model, platform: str, *, interpret: bool):
 
     from jaxalign.kernels.spans import spans
     from jaxalign.kernels.tree_attention import tree_attention
-    from jaxalign.models.attention import chunked, dense
+    from jaxalign.models.attention import dense
+    from jaxalign.models.chunked_attention import chunked
 
     scale = model.width**-0.5
     cap = {} if model.soft_cap is None else {"soft_cap": model.soft_cap}

@@ -40,8 +40,9 @@ class ModelConfig:
         "What the backward pass recomputes: nothing, each block, or each block except its matrix products.",
     ] = "none"
     attention: Annotated[
-        Literal["auto", "dense", "chunked"],
-        "How attention is computed: dense holds all scores of a row, chunked a band of them; auto goes by length.",
+        Literal["auto", "dense", "chunked", "kernel"],
+        "How attention is computed: dense holds all scores of a row, chunked a few blocks of them, kernel those on the"
+        " chip alone; auto = the kernel on TPUs, else chunked, and dense for rows of up to 64 tokens.",
     ] = "auto"
 
 

@@ -67,7 +67,7 @@ PROBLEMS = [
     ({"optimizer": {"schedule": "cosin"}}, ["optimizer.schedule: got 'cosin'", "Did you mean 'cosine'?"]),
     ({"model": {"remat": "ful"}}, ["model.remat: got 'ful'", "Did you mean 'full'?"]),
     ({"model": {"dtype": "float16"}}, ["model.dtype: got 'float16', expected one of bfloat16, float32"]),
-    ({"model": {"attention": "flash"}}, ["model.attention: got 'flash', expected one of auto, dense, chunked"]),
+    ({"model": {"attention": "flash"}}, ["model.attention: got 'flash', expected one of auto, dense, chunked, kernel"]),
     ({"data": {"on_bad": "skip"}}, ["data.on_bad: got 'skip', expected one of strict, drop"]),
     ({"data": {"tokenization": "jointly"}}, ["data.tokenization", "Did you mean 'joint'?"]),
     ({"reference": {"mode": "cache"}}, ["reference.mode: got 'cache'", "Did you mean 'cached'?"]),
@@ -275,7 +275,7 @@ def test_data_fields_are_the_arguments_of_the_reader():
 
 
 def test_names_agree_with_the_parts_they_choose():
-    from jaxalign.models.attention import FORMS
+    from jaxalign.models.attention_forms import FORMS
     from jaxalign.models.decoder import REMAT_POLICIES
 
     assert schema()["model.remat"].choices == ("none", *REMAT_POLICIES)

@@ -21,7 +21,7 @@ from jaxalign.evaluation.shared_rows import (
     row_lengths,
 )
 from jaxalign.logprobs import token_scores
-from jaxalign.models.attention import SMALLEST_BLOCK
+from jaxalign.models.chunked_attention import BLOCK
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import Policy
 from jaxalign.training.mesh import MeshPlan, programs_in_flight
@@ -138,7 +138,7 @@ class ContinuationScorer:
         for group in groups:
             rows = len(group.rows) * scale
             count = self._row_count(group.length, rows)
-            total += -(-rows // count) * count * group.length * (1 + (group.length + SMALLEST_BLOCK) / self._long)
+            total += -(-rows // count) * count * group.length * (1 + (group.length + BLOCK) / self._long)
             known = any(shape[:2] == (count, group.length) for shape in self._programs)
             total += 0 if known else PROGRAM_BATCHES * self._batch_tokens
         return total

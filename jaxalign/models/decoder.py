@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxalign.kernels.tree_attention import SAVED
 from jaxalign.models import attention as forms
 from jaxalign.models.adapters import COLLECTION, Adapter
 from jaxalign.models.attention import Cache, Ranges
@@ -35,10 +36,13 @@ NO_WINDOW = 2**30
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
 }
 """What a block keeps for the backward pass: ``full`` recomputes all but the block's input, ``dots`` keeps the results
-of the projections. ``none`` (no entry) keeps everything."""
+of the projections and of attention. ``none`` (no entry) keeps everything."""
 
 
 class Settings(NamedTuple):

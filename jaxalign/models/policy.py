@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign.errors import ModelError, did_you_mean
 from jaxalign.models.adapters import COLLECTION, Adapter, init_adapter
-from jaxalign.models.attention import Cache, attention_form, ranges_of
+from jaxalign.models.attention import Cache, ranges_of
+from jaxalign.models.attention_forms import attention_form
 from jaxalign.models.decoder import REMAT_POLICIES, Decoder, Settings
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.heads import abstract_head, apply_head, head_axes, init_head
@@ -97,7 +98,7 @@ def build_policy(
       constrain: ``(array, logical axes) -> array``, applied to the activations after the embedding and every block.
       remat: what blocks keep for the backward pass: ``"none"`` everything, ``"dots"`` the projections' results,
         ``"full"`` nothing but their input.
-      attention: ``"auto"``, ``"dense"`` or ``"chunked"``, see `jaxalign.models.attention`.
+      attention: ``"auto"``, ``"dense"``, ``"chunked"`` or ``"kernel"``, see `jaxalign.models.attention_forms`.
       head_outputs: outputs of a linear head on the hidden states, 0 = none. It is float32, whatever `param_dtype`.
       language_head: whether it is a language model, with or without that head. A reward model is none, and has no
         output matrix to store and to train.

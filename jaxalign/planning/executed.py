@@ -10,7 +10,8 @@ import math
 
 from jaxalign.config import RunConfig
 from jaxalign.methods import get_method
-from jaxalign.models.attention import DENSE_LENGTH, LOOP_BANDS, LOOPED_LENGTH, MOST_BLOCKS, SMALLEST_BLOCK
+from jaxalign.models.attention_forms import DENSE_LENGTH
+from jaxalign.models.chunked_attention import BLOCK
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning import flops
 from jaxalign.planning.memory import sizes
@@ -79,10 +80,11 @@ def _forward(decoder: DecoderConfig, rows: int, row: int, scored: int) -> tuple[
 
 
 def computed_share(row: int) -> float:
-    """Share of all pairs of a query and a key that the automatic form of attention computes."""
+    """Share of all pairs of a query and a key that the automatic form of attention computes at most.
+
+    That is where one segment fills the row; blocks that do not meet are skipped.
+    """
     if row <= DENSE_LENGTH:
         return 1.0
-    if row > LOOPED_LENGTH:
-        return (LOOP_BANDS + 1) / (2 * LOOP_BANDS)
-    blocks = min(MOST_BLOCKS, math.ceil(row / SMALLEST_BLOCK))
+    blocks = math.ceil(row / BLOCK)
     return (blocks + 1) / (2 * blocks)

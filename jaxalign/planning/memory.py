@@ -36,7 +36,6 @@ import jax
 from jaxalign.config import RunConfig
 from jaxalign.logprobs import tile_shape
 from jaxalign.models.adapters import Adapter
-from jaxalign.models.attention import LOOP_BANDS, LOOPED_LENGTH, MOST_BLOCKS, SMALLEST_BLOCK
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
 
@@ -205,9 +204,7 @@ def _per_token(decoder: DecoderConfig, remat: str, tensor: int, row: int) -> tup
     query = decoder.heads * decoder.head_dim / tensor
     value = decoder.kv_heads * decoder.head_dim / tensor
     products = query + 2 * value + width + 2 * mlp + width
-    # Each block of queries keeps the keys and values up to its own end.
-    bands = LOOP_BANDS if row > LOOPED_LENGTH else min(MOST_BLOCKS, math.ceil(row / SMALLEST_BLOCK))
-    everything = products + 6 * width + 5 * query + 2 * mlp + (bands + 1) * query
+    everything = products + 6 * width + 6 * query + 2 * mlp
     unfused = 2 * width + 3 * query + 2 * mlp  # casts, masks and products that are kept where nothing is made again
     kept = {"none": everything + unfused, "dots": width + products, "full": width, "forward": width}[remat]
     return kept, WORKING * everything if remat in ("full", "dots") else products

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import ModelError
-from jaxalign.models import attention
-from jaxalign.models.attention import FORMS, Ranges, attention_form
+from jaxalign.models import attention_forms, chunked_attention
+from jaxalign.models.attention import Ranges
+from jaxalign.models.attention_forms import FORMS, attention_form
 
 
 def packed_ranges(length: int, rows: int, seed: int) -> Ranges:
@@ -66,25 +67,22 @@ def inputs(rows: int, length: int, heads: int, kv_heads: int, width: int):
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_equals_the_definition(form, window, kv_heads, monkeypatch):
-    monkeypatch.setattr(attention, "SMALLEST_BLOCK", 8)
+    monkeypatch.setattr(chunked_attention, "BLOCK", 8)
     arrays, ranges = inputs(2, 37, 4, kv_heads, 6), packed_ranges(37, 2, seed=3)
     out = FORMS[form](*arrays, ranges, window)
     np.testing.assert_allclose(out, definition(*arrays, ranges, window), atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [16, 65, 130])
-@pytest.mark.parametrize("looped", [False, True])
-def test_chunked_equals_dense_with_gradient(length, looped, monkeypatch):
-    monkeypatch.setattr(attention, "SMALLEST_BLOCK", 16)
-    monkeypatch.setattr(attention, "LOOPED_BLOCK", 16)
-    if looped:
-        monkeypatch.setattr(attention, "LOOPED_LENGTH", 8)
+@pytest.mark.parametrize("soft_cap", [None, 1.5])
+def test_chunked_equals_dense_with_gradient(length, soft_cap, monkeypatch):
+    monkeypatch.setattr(chunked_attention, "BLOCK", 16)
     arrays, ranges = inputs(2, length, 4, 2, 8), packed_ranges(length, 2, seed=length)
     weights = jax.random.normal(jax.random.key(9), arrays[0].shape)
 
     def run(form):
         def loss(*arrays):
-            out = FORMS[form](*arrays, ranges, 7)
+            out = FORMS[form](*arrays, ranges, 7, soft_cap=soft_cap, scale=0.7)
             return jnp.sum(out * weights), out
 
         (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
@@ -105,8 +103,8 @@ def test_window_as_an_array_equals_the_number():
 def test_automatic_choice_goes_by_length(monkeypatch):
     called = []
     for name in ("dense", "chunked"):
-        monkeypatch.setattr(attention, name, lambda query, *_, name=name: called.append(name) or query)
-    monkeypatch.setattr(attention, "DENSE_LENGTH", 10)
+        monkeypatch.setattr(attention_forms, name, lambda query, *_, name=name, **__: called.append(name) or query)
+    monkeypatch.setattr(attention_forms, "DENSE_LENGTH", 10)
     for length in (10, 11):
         FORMS["auto"](*inputs(1, length, 2, 2, 4), packed_ranges(length, 1, seed=0), None)
     assert called == ["dense", "chunked"]
