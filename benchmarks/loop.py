@@ -99,7 +99,8 @@ def now():
     uptime = float(open("/proc/uptime").read().split()[0])
     return [uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK"), time.process_time()]
 marks = {"interpreter": now()}
-from jaxalign.cli import main
+from jaxalign.cli.main import keep_compiled, main
+keep_compiled()
 import jaxalign.build
 train = importlib.import_module("jaxalign.build.train")
 marks["imports"] = now()

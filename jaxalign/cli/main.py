@@ -15,13 +15,10 @@ MIN_COMPILE_SECONDS = "0.2"
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code; see ``jaxalign --help`` for their meanings."""
     from jaxalign.cli.parser import parse
-    from jaxalign.files import compiled_folder
 
     # transformers warns in every process that torch is absent, which here it always may be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # Before JAX is imported: a second start of a run, or of one like it, then reads its programs from disk.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_folder()))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", MIN_COMPILE_SECONDS)
+    keep_compiled()
     argv = sys.argv[1:] if argv is None else list(argv)
     verb = "jaxalign"
     try:
@@ -41,6 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone: `jaxalign methods | head`
         sys.stderr.close()
         return 0
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs on disk, so that a second start of a run, or of one like it, reads them from there.
+
+    What the user says in JAX's own variables stays. Call it before JAX is imported.
+    """
+    from jaxalign.files import compiled_folder
+
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_folder()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", MIN_COMPILE_SECONDS)
 
 
 def report(verb: str, error: JaxalignError) -> None:

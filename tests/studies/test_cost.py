@@ -76,7 +76,7 @@ def test_operations_are_those_of_every_matrix_product():
     attention = 4 * 64 * layers * seen
     head = 2 * width * vocabulary * scored
     once = products + attention + head
-    found = cost(stage())
+    found = cost(stage(reference={"mode": "live"}))
     assert found.steps == 200
     # Three passes for the policy and one for the live reference; and the held-out pairs once, under both.
     assert found.flops == pytest.approx(2000 * 4 * once, rel=1e-12)
@@ -157,7 +157,7 @@ def test_memory_falls_with_devices_and_rises_with_what_is_kept():
 
 def test_the_nearest_change_is_the_one_that_costs_least():
     # Reference and gradients fill a device that would hold the rest.
-    planned = stage(model={"remat": "none"}, train={"batch_size": 16})
+    planned = stage(model={"remat": "none"}, train={"batch_size": 16}, reference={"mode": "live"})
     found = cost(planned)
     live = on_target(found, Target("one", 1, 1e18, 1e12), mfu=0.4).memory.total
     without = live - 4 * sizes(found.decoder).total
