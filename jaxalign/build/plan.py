@@ -7,7 +7,7 @@ The step is the one that training runs, compiled ahead of time for the machine (
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxalign.build.plan_work import Work, models, named
 from jaxalign.config import RunConfig, resolve
 from jaxalign.errors import ConfigError
 from jaxalign.planning import targets
-from jaxalign.planning.changes import ADAPTERS, CHANGES, candidates, mesh_changes
+from jaxalign.planning.changes import ADAPTERS, CHANGES, CHANGES_RESULTS, Change, candidates, mesh_changes
 from jaxalign.planning.memory import Parts
 from jaxalign.planning.roofline import Roofline, roofline, torus_dimensions
 from jaxalign.planning.targets import Target
@@ -40,12 +40,14 @@ class Advice:
       costs: what each costs.
       estimated: bytes of a device with them, from shapes.
       compiled: bytes of a device, from the compiler; None = not compiled.
+      instead: where the changes change results, the next ones that do without the worst of them, by estimate.
     """
 
     changes: tuple[str, ...]
     costs: tuple[str, ...]
     estimated: float
     compiled: float | None
+    instead: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,27 +210,39 @@ def _advice(work: Work, devices: Sequence[Any] | None, over: float) -> Advice | 
     changes = list(mesh_changes(work.target.devices, work.decoder.heads, work.decoder.mlp_width))
     if work.trains:
         changes = [*CHANGES, *changes, ADAPTERS]
-    tried, limit = 0, work.target.memory
+    failed: list[float] = []
+    for chosen, other, estimated in _fitting(work, changes, over):
+        if estimated * max([over, *failed]) > work.target.memory:
+            continue
+        program = other.made(devices)
+        compiled = None if program is None else ahead.compile_program(program)
+        if compiled is None or compiled.fits:
+            worst = max(chosen, key=lambda change: change.harm)
+            rest = [change for change in changes if change is not worst]
+            instead = next(_fitting(work, rest, over), None) if worst.harm >= CHANGES_RESULTS else None
+            return Advice(
+                tuple(change.name for change in chosen),
+                tuple(change.cost for change in chosen),
+                estimated,
+                None if compiled is None else compiled.total,
+                () if instead is None else tuple(change.name for change in instead[0]),
+            )
+        failed.append(compiled.total / estimated)
+        if len(failed) == CONFIRMED:
+            break
+    return None
+
+
+def _fitting(work: Work, changes: Sequence[Change], over: float) -> Iterator[tuple[tuple[Change, ...], Work, float]]:
+    """Sets of changes with which the pass should fit, by an estimate that is too low by a factor, least harm first."""
     for chosen in candidates(work.config, changes):
         try:
             other = work.changed(chosen)
             estimated = other.estimate().total
         except ConfigError:
             continue  # adapters with another reference, say
-        if estimated * over > limit:
-            continue
-        names, costs = tuple(change.name for change in chosen), tuple(change.cost for change in chosen)
-        program = other.made(devices)
-        if program is None:
-            return Advice(names, costs, estimated, None)
-        compiled = ahead.compile_program(program)
-        if compiled.fits:
-            return Advice(names, costs, estimated, compiled.total)
-        tried += 1
-        if tried == CONFIRMED:
-            return None
-        over = max(over, compiled.total / estimated)
-    return None
+        if estimated * over <= work.target.memory:
+            yield chosen, other, estimated
 
 
 def _larger(work: Work) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxalign.build.plan import Plan
 from jaxalign.planning.roofline import seconds_text
@@ -75,16 +75,22 @@ def _fit(plan: Plan) -> Iterator[str]:
         if plan.advice is None:
             yield "  no change of remat, micro-batches, reference, precision or mesh makes it fit"
         else:
-            flags = " ".join(f"--config.{word}" for change in plan.advice.changes for word in change.split())
+            flags = _flags(plan.advice.changes)
             said = "estimated" if plan.advice.compiled is None else "compiled"
             total = plan.advice.estimated if plan.advice.compiled is None else plan.advice.compiled
             yield f"  it fits with {flags}"
             yield f"    {total / GIB:.2f} GiB ({said}); {'; '.join(dict.fromkeys(plan.advice.costs))}"
+            if plan.advice.instead:
+                yield f"  or with {_flags(plan.advice.instead)} (by estimate)"
         if plan.larger is not None:
             yield f"  or, as it is, on {plan.larger} (by estimate)"
     if plan.compiled is not None:
         for warning in plan.compiled.warnings:
             yield f"  the compiler warns: {warning}"
+
+
+def _flags(changes: Sequence[str]) -> str:
+    return " ".join(f"--config.{word}" for change in changes for word in change.split())
 
 
 def _speed(plan: Plan) -> Iterator[str]:

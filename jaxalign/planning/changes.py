@@ -43,6 +43,8 @@ CHANGES: tuple[Change, ...] = (
 )
 """Changes of what a run computes with, without its mesh."""
 
+CHANGES_RESULTS = 20
+"""The harm from which on a change is one of what is learned."""
 ADAPTERS = _change(30, "other training: low-rank adapters instead of all weights", adapter={"kind": "lora"})
 
 
