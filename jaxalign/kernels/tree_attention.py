@@ -27,7 +27,7 @@ from jaxalign.kernels.spans import Spans
 
 MODULES = {"tpu": "jaxalign.kernels.tree_attention_tpu", "gpu": "jaxalign.kernels.tree_attention_gpu"}
 SAVED = "tree_attention"
-"""The name of output and log-sum-exp under `jax.checkpoint`: a policy that saves it spares a second forward kernel."""
+"""The name of output and log-sum-exp under `jax.checkpoint`: a policy can save them."""
 
 
 class _Options(NamedTuple):
