@@ -144,6 +144,17 @@ PROBLEMS = [
     ),
     ({"reference": {"dtype": "bfloat16"}}, ["reference.dtype: got 'bfloat16'", "moving"]),
     ({"reference": {"mode": "moving", "dtype": "bfloat16", "update_rate": 1e-3}}, ["reference.update_rate: got 0.001"]),
+    (
+        {"reference": {"mode": "moving", "quantization": "int8"}},
+        ["reference.quantization: got 'int8' with reference.mode 'moving', expected none"],
+    ),
+    ({"adapter": {"rank": 8}}, ["adapter.rank: got 8 with adapter.kind 'none'", "Did you mean adapter.kind=lora?"]),
+    ({"adapter": {"kind": "lora", "targets": "("}}, ["adapter.targets: got '(', expected a regular expression"]),
+    (
+        {"adapter": {"kind": "lora", "targets": "q_proj"}},
+        ["adapter.targets: got 'q_proj'", "Did you mean 'attention/query'?"],
+    ),
+    ({"adapter": {"kind": "lora", "lora_alpha": 8}}, ["adapter.lora_alpha: unknown name", "'adapter.alpha'"]),
     ({"optimizer": {"name": "adam", "weight_decay": 0.1}}, ["optimizer.weight_decay: got 0.1", "Use adamw"]),
     ({"optimizer": {"name": "sgd", "b2": 0.9}}, ["optimizer.b2: got 0.9, expected none: sgd has no such"]),
     ({"reference": {"update_rate": 1.5}}, ["reference.update_rate: got 1.5, expected a finite number > 0 and <= 1."]),
