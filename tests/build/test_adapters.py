@@ -36,3 +36,19 @@ def test_a_run_with_adapters_goes_on_bit_for_bit_and_exports_a_whole_model(world
     assert set(Tensors(run / "export").files) == set(Tensors(world.model).files)
     told = build.evaluate(config, run)
     assert told["eval_loss"] == pytest.approx(whole.metrics["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_reference_in_int8_is_near_and_has_keys_of_its_own(world, configure, tmp_path):
+    pytest.importorskip("qwix")
+    told = {}
+    for name, settings in {
+        "exact": {"reference__mode": "cached"},
+        "cached": {"reference__mode": "cached", "reference__quantization": "int8"},
+        "live": {"reference__mode": "live", "reference__quantization": "int8"},
+    }.items():
+        told[name] = build.evaluate(configure(reference__cache_dir=str(tmp_path / "cache"), **settings))
+    # The policy is not rounded, so the log-ratios are the reference's error: none, and the same in both modes.
+    assert told["exact"]["eval_kl/sequence"] == pytest.approx(0.0, abs=1e-4)
+    assert 0 < abs(told["cached"]["eval_kl/sequence"]) < 2.0
+    assert told["live"]["eval_kl/sequence"] == pytest.approx(told["cached"]["eval_kl/sequence"], abs=1e-3)
