@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float
 
-TILE_BYTES = {"cpu": 16 << 20}
+TILE_BYTES = {"cpu": 8 << 20}
 """Of a tile's float32 logits: on a CPU what its caches hold; elsewhere `LARGE_TILE_BYTES`."""
 LARGE_TILE_BYTES = 128 << 20
 TILE_TOKENS = 4096
@@ -64,7 +64,7 @@ def tile_shape(tokens: int, vocabulary: int, platform: str) -> Tile:
         return Tile(rows, (aligned or sizes)[0])
     # Nothing near divides it: blocks of one size, and one smaller block behind them.
     even = -(-vocabulary // -(-vocabulary // entries))
-    return Tile(rows, -(-even // 128) * 128)
+    return Tile(rows, min(-(-even // 128), entries // 128) * 128)
 
 
 def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
