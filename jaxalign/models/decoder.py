@@ -91,7 +91,7 @@ class Attention(nn.Module):
         def project(name: str, heads: int, axis: str) -> Array:
             shape = (config.width, heads, config.head_dim)
             return Projection(
-                equation="rtd,dhc->rthc",
+                equation="nd,dhc->nhc",
                 shape=shape,
                 axes=("embed", axis, "head"),
                 inputs=config.width,
@@ -120,7 +120,7 @@ class Attention(nn.Module):
             cache = forms.write(cache, layer.index, positions, key[:, 0], value[:, 0])
             out = forms.cached_attention(query, cache, layer.index, positions, window)
         out = Projection(
-            equation="rthc,hcd->rtd",
+            equation="nhc,hcd->nd",
             shape=(config.heads, config.head_dim, config.width),
             axes=("heads", "head", "embed"),
             inputs=config.heads * config.head_dim,

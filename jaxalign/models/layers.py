@@ -69,8 +69,13 @@ def exact(dtype: Any) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
+def cheap(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A function whose backward pass computes it again from its inputs: to keep what it makes would cost more."""
+    return jax.checkpoint(function, prevent_cse=False)
+
+
 class Projection(nn.Module):
-    """``einsum(equation, x, kernel) + bias``, plus the low-rank product of an adapter where there is one.
+    """``einsum(equation, x, kernel) + bias`` of every token n, plus the low-rank product of an adapter if it has one.
 
     The one place where a weight matrix of a block meets activations, and so the one place for adapters.
     """
@@ -87,8 +92,15 @@ class Projection(nn.Module):
     adapter: Adapter | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "R T ..."]) -> Float[Array, "R T ..."]:
         """The projection of `x`."""
+        # Rows and tokens as one axis: the weights' gradient then sums over one axis, and XLA's CPU backend copies
+        # neither factor into another order for it.
+        leading, x = x.shape[:2], x.reshape(-1, *x.shape[2:])
+        y = self._of_tokens(x)
+        return y.reshape(*leading, *y.shape[1:])
+
+    def _of_tokens(self, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
         kernel = self.param("kernel", named(fan_in(self.inputs, self.scale), self.axes), self.shape, self.param_dtype)
         if is_quantized(kernel):
             y = quantized_product(self.equation, x, kernel)
@@ -133,9 +145,14 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """`x` normalised."""
         scale = self.param("scale", named(nn.initializers.ones, (self.axis,)), (x.shape[-1],), self.param_dtype)
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return (x * scale.astype(jnp.float32)).astype(self.dtype)
+
+        @cheap
+        def normed(x: Array, scale: Array) -> Array:
+            x = x.astype(jnp.float32)
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+            return (x * scale.astype(jnp.float32)).astype(self.dtype)
+
+        return normed(x, scale)
 
 
 class Embed(nn.Module):
@@ -183,18 +200,18 @@ class GatedMLP(nn.Module):
             "param_dtype": self.param_dtype,
             "adapter": self.adapter,
         }
-        wide = {"equation": "rtd,df->rtf", "shape": (self.width, self.mlp_width), "axes": ("embed", "mlp")}
+        wide = {"equation": "nd,df->nf", "shape": (self.width, self.mlp_width), "axes": ("embed", "mlp")}
         gate = Projection(**wide, inputs=self.width, name="gate", **common)(x)
         up = Projection(**wide, inputs=self.width, name="up", **common)(x)
         return Projection(
-            equation="rtf,fd->rtd",
+            equation="nf,fd->nd",
             shape=(self.mlp_width, self.width),
             axes=("mlp", "embed"),
             inputs=self.mlp_width,
             scale=self.output_scale,
             name="down",
             **common,
-        )(ACTIVATION_FUNCTIONS[self.activation](gate) * up)
+        )(cheap(lambda gate, up: ACTIVATION_FUNCTIONS[self.activation](gate) * up)(gate, up))
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
