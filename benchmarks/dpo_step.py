@@ -159,7 +159,10 @@ def environment(args: argparse.Namespace, *, ours: bool) -> dict[str, str]:
     dropped = () if ours else ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     found = {k: v for k, v in os.environ.items() if k not in dropped}
     found |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "BENCH_ARTIFACTS": str(args.artifacts)}
-    return found if args.device == "gpu" else found | {"JAX_PLATFORMS": "cpu"}
+    if args.device == "cpu":
+        return found | {"JAX_PLATFORMS": "cpu"}
+    # JAX takes three quarters of a GPU by itself, torch what it needs.
+    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94"} | found
 
 
 def run_one(args: argparse.Namespace, name: str, setting: str, mode: str) -> dict[str, Any] | None:

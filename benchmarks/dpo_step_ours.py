@@ -43,6 +43,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--row-length", type=int)
     parser.add_argument("--most", type=int, default=3, help="compiled sizes")
     parser.add_argument("--run", type=int, default=400, help="steps of the run that rows are laid out for")
+    parser.add_argument("--matmul-seconds", type=float, default=1.0, help="for which its rate is measured")
     parser.add_argument("--trace", metavar="FOLDER", help="of the steps after the warm-up")
     return parser.parse_args(argv)
 
@@ -149,16 +150,28 @@ def weights(args: argparse.Namespace, folder: str, plan: Any) -> tuple[Any, Any]
 
 
 def make_adamw(C: Any, args: argparse.Namespace, steps: int) -> Any:
-    """AdamW as `jaxalign train` has it; with bfloat16 weights its moments are bfloat16 too, as torch's are."""
+    """AdamW as `jaxalign train` has it; with bfloat16 weights the moments are kept in bfloat16, as torch keeps them.
+
+    Either way an update is computed in float32.
+    """
+    import jax
+    import jax.numpy as jnp
     import optax
 
     from jaxalign.training.optimizer import make_optimizer
 
-    if args.weights == "bfloat16" and not args.lora:
-        return optax.chain(
-            optax.clip_by_global_norm(C.CLIP), optax.scale_by_adam(0.9, 0.999), optax.scale_by_learning_rate(C.LR)
-        )
-    return make_optimizer("adamw", C.LR, "constant", steps, 0.0, weight_decay=0.0, clip_norm=C.CLIP)[0]
+    adamw = make_optimizer("adamw", C.LR, "constant", steps, 0.0, weight_decay=0.0, clip_norm=C.CLIP)[0]
+    if args.weights != "bfloat16" or args.lora:
+        return adamw
+
+    def cast(tree, dtype):
+        return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+    def update(gradients, state, params=None):
+        updates, state = adamw.update(gradients, cast(state, jnp.float32), params)
+        return updates, cast(state, jnp.bfloat16)
+
+    return optax.GradientTransformation(lambda params: cast(adamw.init(params), jnp.bfloat16), update)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -228,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             lambda: packer.sizes(batches.example(0)),
         )
         decoder, trained = policy.config, sum(x.size for x in jax.tree.leaves(state.trainable))
-        rate = matmul_rate(2048, decoder.width, decoder.mlp_width, args.dtype, seconds=1.0 if args.steps > 1 else 0.01)
+        rate = matmul_rate(2048, decoder.width, decoder.mlp_width, args.dtype, seconds=args.matmul_seconds)
         wall, cpu = [time.perf_counter()], [time.process_time()]
         losses, logps, filled, places_ = [], [], 0, 0
         for i in range(total):
