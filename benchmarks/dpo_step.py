@@ -13,10 +13,11 @@ Models have random weights; `small` (11 M parameters beside the embedding), `med
 lengths) are those of the shared benchmark, whose files and scripts are used where its folder is beside the repository
 (or in --bench, or $BENCH); else those of benchmarks/peers are. A framework that its Python has not is left out.
 
-On a GPU, `0.5b` (Qwen2-0.5B's shape, all weights trained, float32 weights and moments, bfloat16 arithmetic) and `8b`
-(Llama-3-8B's shape, adapters of rank 16 on all projections of a bfloat16 base, or with --train=full all weights, with
-moments, in bfloat16), pairs of up to 2,048 tokens a response; optimizer and precision are the same on both sides. TRL
-runs with and without checkpointing, and the better one counts. Both sides' share of the peak (MFU) is on useful FLOPs.
+On a GPU, `0.5b` has Qwen2-0.5B's shape (all weights are trained; weights and moments are float32, the arithmetic is
+bfloat16) and `8b` Llama-3-8B's (adapters of rank 16 on all projections of a bfloat16 base; with --train=full all
+weights, which then are bfloat16, as the moments are). A prompt with a response has 1,024 to 2,048 tokens. Optimizer and
+precision are the same on both sides; TRL runs with and without checkpointing, and the better one counts. The share of
+the peak (MFU) is of useful FLOPs, TRL's too. Not run on a GPU yet. Tunix and EasyDeL are compared on a CPU only.
 
 Useful FLOPs: forward and backward over unique tokens, the head over scored ones, the reference's forward where it is
 live. `matmul` is the rate of products of the model's shape, measured in our process just before its steps.
@@ -38,8 +39,9 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 CPU_SETTINGS, GPU_SETTINGS = ("small", "medium", "real"), ("0.5b", "8b")
-AGREE = {"cpu": 1e-5, "gpu": 1e-2}
-"""Largest difference of the losses of the first steps: float32 and bfloat16 arithmetic."""
+AGREE = {"cpu": 1e-5, "gpu": 5e-2}
+"""Largest difference of the losses of the first steps, float32 and bfloat16: there a log-ratio of 1,000 tokens has an
+error of some tenths of a nat, which beta = 0.1 makes some hundredths of the loss."""
 
 
 class Peer(NamedTuple):
@@ -56,6 +58,9 @@ PEERS = {
     "trl+gc": Peer("trl", "trl", {"live": ("--gc",), "cached": ("--gc", "--precompute")}),
     "tunix": Peer("tunix", "tunix", {"live": ()}),
     "easydel": Peer("easydel", "easydel", BOTH),
+    "easydel+chunk": Peer(
+        "easydel", "easydel", {"live": ("--lmhead-chunk", "32"), "cached": ("--lmhead-chunk", "32", "--precompute")}
+    ),
 }
 
 
@@ -64,9 +69,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--setting", help=f"of {', '.join((*CPU_SETTINGS, *GPU_SETTINGS))}; default: the device's")
     parser.add_argument("--modes", default="live,cached")
-    parser.add_argument(
-        "--peers", help="of trl, trl+gc, tunix, easydel; default: on a GPU trl and trl+gc, else the others"
-    )
+    parser.add_argument("--peers", help=f"of {', '.join(PEERS)}; default: trl,tunix,easydel, on a GPU trl,trl+gc")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)

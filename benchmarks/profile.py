@@ -64,8 +64,9 @@ def own_times(events: Iterable[Event]) -> list[tuple[str, float]]:
 
 def kind(name: str) -> str:
     """The operation without its number: ``dot.12`` is a matmul, ``loop_add_fusion.3.clone`` an ``add fusion``."""
-    plain = re.sub(r"(\.\d+|\.clone|\.remat\d*|_kernel)+$", "", name.split("/")[-1].removeprefix("%"))
-    if plain in ("dot", "dot_general", "convolution") or "gemm" in plain or "cutlass" in plain:
+    own = name.partition(" = ")[0].removeprefix("%")  # a TPU tells the whole line of the program
+    plain = re.sub(r"(\.\d+|\.clone|\.remat\d*|_kernel)+$", "", own)
+    if plain in ("dot", "dot_general", "convolution") or re.search("gemm|cutlass|cublas|nvjet", plain):
         return "matmul"
     if plain.startswith("ynn_"):
         return "matmul and what is fused with it"
@@ -74,7 +75,7 @@ def kind(name: str) -> str:
 
 
 def is_operation(line: str, name: str) -> bool:
-    """Whether an event is an operation of XLA, and not one of Python's, of the runtime's or a thread's wait."""
+    """Whether an event of the host is an operation of XLA, not one of Python's or the runtime's, nor a wait."""
     return not (
         line == "python"
         or name.startswith(("$", "end: ", "Thread", "Pjit", "Py", "Wait", "ThunkExecutor", "TfrtCpu", "PjRt", "thunk"))
@@ -99,7 +100,7 @@ def read(folder: Path) -> list[Event]:
         lines = [line for line in lines if line.name == "XLA Ops"] or lines
         for index, line in enumerate(lines):
             for event in line.events:
-                if is_operation(line.name, event.name):
+                if devices or is_operation(line.name, event.name):
                     at = f"{plane.name} {index} {line.name}"
                     found.append(Event(at, event.name, event.start_ns, event.duration_ns))
     return found

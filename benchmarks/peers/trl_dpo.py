@@ -41,6 +41,8 @@ from trl import DPOConfig, DPOTrainer  # noqa: E402
 gpu = args.device == "gpu"
 if not gpu:
     torch.set_num_threads(args.threads)
+elif not torch.cuda.is_available() and not args.setting.startswith("tiny"):
+    raise SystemExit("torch finds no GPU")
 
 
 def there(module: str) -> bool:
@@ -84,7 +86,7 @@ class Clock(TrainerCallback):
         self.wall, self.cpu = [], []
 
     def look(self):
-        if gpu:
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
@@ -111,7 +113,7 @@ settings = {
     "max_grad_norm": C.CLIP,
     "bf16": gpu,
     "fp16": False,
-    "use_cpu": not gpu,
+    "use_cpu": not (gpu and torch.cuda.is_available()),
     "gradient_checkpointing": args.gc,
     "precompute_ref_log_probs": args.precompute,
     "logging_steps": 1,
@@ -125,7 +127,7 @@ settings = {
 }
 liger = gpu and there("liger_kernel")
 if gpu:
-    settings |= {"optim": "adamw_torch_fused", "use_liger_kernel": liger, "tf32": True}
+    settings |= {"optim": "adamw_torch_fused", "use_liger_kernel": liger}
     padding_free = DPOConfig.__dataclass_fields__.get("padding_free")
     ignored = "unavailable" in (DPOConfig.__doc__ or "").partition("padding_free")[2][:600]
     if padding_free is not None and attention == "flash_attention_2" and not ignored:
@@ -159,7 +161,7 @@ C.summarise(
     logps=[log["logps/chosen"] for log in logs[:3]],
     cpu_s=used[args.warmup :],
     setup_s=setup_s,
-    peak_device_mb=torch.cuda.max_memory_allocated() / 2**20 if gpu else None,
+    peak_device_mb=torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
     how=f"{attention}{', liger' if liger else ''}{', padding-free' if settings.get('padding_free') else ''}, "
     f"{micro} pairs at a time{', checkpointing' if args.gc else ''}",
 )
