@@ -21,6 +21,7 @@ the peak (MFU) is of useful FLOPs, TRL's too. Not run on a GPU yet. Tunix and Ea
 
 Useful FLOPs: forward and backward over unique tokens, the head over scored ones, the reference's forward where it is
 live. `matmul` is the rate of products of the model's shape, measured in our process just before its steps.
+The table's last columns are ours divided by theirs.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--setting", help=f"of {', '.join((*CPU_SETTINGS, *GPU_SETTINGS))}; default: the device's")
     parser.add_argument("--modes", default="live,cached")
-    parser.add_argument("--peers", help=f"of {', '.join(PEERS)}; default: trl,tunix,easydel, on a GPU trl,trl+gc")
+    parser.add_argument(
+        "--peers", help=f"of {', '.join(PEERS)}; default: trl,tunix,easydel,easydel+chunk, on a GPU trl,trl+gc"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
@@ -91,7 +94,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         settings = "tiny-0.5b,tiny-8b" if args.device == "gpu" else "tiny"
     args.setting = settings.split(",")
     args.modes = args.modes.split(",")
-    peers = ("trl,trl+gc" if args.device == "gpu" else "trl,tunix,easydel") if args.peers is None else args.peers
+    peers = (
+        ("trl,trl+gc" if args.device == "gpu" else "trl,tunix,easydel,easydel+chunk")
+        if args.peers is None
+        else args.peers
+    )
     args.peers = [name for name in peers.split(",") if name]
     for name, given, known in (("mode", args.modes, BOTH), ("peer", args.peers, PEERS)):
         if set(given) - set(known):
