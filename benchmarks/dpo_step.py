@@ -214,7 +214,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                         names.remove(name)  # it would fail again
                         continue
                     found |= {"label": name, "mode": mode, "round": number, "device": args.device,
-                              "kind": found.get("device"), "date": time.strftime("%Y-%m-%d"), "shared": bool(args.bench)}  # fmt: skip
+                              "kind": found.get("device"), "date": time.strftime("%Y-%m-%d"),
+                              "shared": bool(args.bench)}  # fmt: skip
                     results.append(found)
                     if args.out:
                         with args.out.open("a") as file:
@@ -360,8 +361,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not results:
         raise SystemExit("no results")
     load = [row["load1"] for row in results]
+    whose = "shared" if results[0].get("shared") else "own"
     print(f"\n{results[0].get('kind') or platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores, "
-          f"{'shared' if results[0].get('shared') else 'own'} settings; {results[0]['date']}, load average {min(load):.1f}.."
+          f"{whose} settings; {results[0]['date']}, load average {min(load):.1f}.."
           f"{max(load):.1f}; medians of {1 + max(row['round'] for row in results)} rounds of "
           f"{results[0]['steps']} steps")  # fmt: skip
     print("\n".join(table(results)))
