@@ -46,13 +46,19 @@ class _Options(NamedTuple):
         return {"scale": self.scale, "soft_cap": self.soft_cap, "interpret": self.interpret, **dict(self.blocks)}
 
 
+@functools.partial(jax.jit, static_argnums=(4,))
+def _out_and_lse(query: Array, key: Array, value: Array, spans: Spans, options: _Options) -> tuple[Array, Array]:
+    """Jitted, since `jax.checkpoint` drops no bare `pallas_call` that it need not repeat, but drops a call of it."""
+    return options.module.forward(query, key, value, spans, **options.keywords)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attention(query: Array, key: Array, value: Array, spans: Spans, options: _Options) -> Array:
-    return options.module.forward(query, key, value, spans, **options.keywords)[0]
+    return _out_and_lse(query, key, value, spans, options)[0]
 
 
 def _forward(query: Array, key: Array, value: Array, spans: Spans, options: _Options):
-    out, lse = options.module.forward(query, key, value, spans, **options.keywords)
+    out, lse = _out_and_lse(query, key, value, spans, options)
     out, lse = checkpoint_name(out, SAVED), checkpoint_name(lse, SAVED)
     return out, (query, key, value, spans, out, lse)
 

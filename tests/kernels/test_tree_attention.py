@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +18,11 @@ from jaxalign.errors import ModelError
 from jaxalign.kernels import tree_attention_tpu
 from jaxalign.kernels.block_pairs import Packing, block_pairs, most_pairs
 from jaxalign.kernels.spans import Spans, spans
-from jaxalign.kernels.tree_attention import SAVED, sharded, tree_attention
+from jaxalign.kernels.tree_attention import sharded, tree_attention
 from jaxalign.kernels.tree_attention_tpu import Blocks, Tile
 from jaxalign.models.attention import visible
+from jaxalign.models.chunked_attention import chunked
+from jaxalign.models.decoder import REMAT_POLICIES
 from tests.kernels.row_plans import apart, definition, plan_rows, plans
 
 ROWS, LENGTH, WIDTH, SCALE = 2, 75, 8, 0.3
@@ -182,9 +185,8 @@ def test_log_sum_exp():
     assert apart(lse, expected) < 1e-5
 
 
-def layers(form):
+def layers(form, policy):
     """Two layers under scan and remat, with a window that is traced."""
-    policy = jax.checkpoint_policies.save_only_these_names(SAVED)
 
     def loss(query, key, value, ranges, windows):
         @functools.partial(jax.checkpoint, policy=policy)
@@ -205,13 +207,49 @@ def by_definition(query, key, value, ranges, window):
     return definition(query, key, value, ranges, window, scale=SCALE, soft_cap=None)
 
 
+SHORT = plan_rows([[(12, [4, 9])], [(20, [12])]], 32, full=False)
+
+
 def test_under_scan_and_remat_with_a_traced_window():
     query, key, value, _ = inputs(PLAIN, length=32)
-    ranges = plan_rows([[(12, [4, 9])], [(20, [12])]], 32, full=False)
     windows = jnp.array([40, 5], jnp.int32)
-    found = jax.jit(layers(by_kernel))(query, key, value, ranges, windows)
-    expected = layers(by_definition)(query, key, value, ranges, windows)
+    policy = REMAT_POLICIES["dots"]
+    found = jax.jit(layers(by_kernel, policy))(query, key, value, SHORT, windows)
+    expected = layers(by_definition, policy)(query, key, value, SHORT, windows)
     assert all(apart(*both) < 1e-5 for both in zip(found, expected, strict=True))
+
+
+def equations(jaxpr) -> Iterator[Any]:
+    """All of a program, but for those inside of kernels."""
+    for equation in jaxpr.eqns:
+        yield equation
+        if equation.primitive.name != "pallas_call":
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+
+def by_shards(query, key, value, ranges, window):
+    return sharded(query, key, value, spans(*ranges, window), scale=SCALE, platform="interpret", blocks=PLAIN.blocks)
+
+
+def by_chunks(query, key, value, ranges, window):
+    return chunked(query, key, value, ranges, window, scale=SCALE)
+
+
+@pytest.mark.parametrize("form", [by_kernel, by_shards, by_chunks])
+@pytest.mark.parametrize(("policy", "forwards"), [("full", 2), ("dots", 1)])
+def test_what_dots_saves_spares_the_second_forward_pass(form, policy, forwards):
+    mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    query, key, value, _ = inputs(PLAIN, length=32)
+    with jax.set_mesh(mesh):
+        run = jax.make_jaxpr(layers(form, REMAT_POLICIES[policy]))
+        program = run(query, key, value, SHORT, jnp.array([40, 5], jnp.int32))
+    names = [x.primitive.name for x in equations(program.jaxpr)]
+    # Of the kernel, the backward pass is two; the chunked form loops over visits once forward and once backward.
+    found = names.count("while") - 1 if form is by_chunks else names.count("pallas_call") - 2
+    assert found == forwards
 
 
 def test_sharded_equals_the_definition():
