@@ -10,9 +10,9 @@ those of the pairs of tokens that see one another (useful) or of the blocks that
 forward, 10 C H backward. `flash` is a kept kernel on plain causal rows of the same length (splash attention on a TPU,
 cuDNN's on a GPU): what the hardware does when every block below the diagonal counts.
 
---aot compiles forward and backward of the kernel and tells temporary memory in HBM, which must grow with T and not with
-its square, vector memory of each kernel, and whether any array has two axes of T or more. On chips whose vector memory
-holds the temporaries of short rows, XLA leaves them there.
+--aot compiles forward and backward of the kernel and tells temporary memory, which must grow with T and not with its
+square, vector memory of each kernel, and whether any array has two axes of T or more. XLA leaves temporaries of short
+rows in vector memory where they fit; a second compilation that puts all of them in HBM tells how they grow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import argparse
 import os
 import re
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -70,8 +72,25 @@ def tree_rows(seed: int, rows: int, length: int, *, mean: int):
     return Ranges(positions, own, start, end)
 
 
-def compile_ahead(chip: str, model: Model, length: int, *, rows: int = 1, blocks=None):
-    """Forward and backward of the kernel, compiled for a chip that is not at hand."""
+IN_HBM = {f"xla_{family}_vmem_memory_space_assignment": False for family in ("vf", "gf")}
+"""Options of XLA for TPUs under which no array outside of a kernel is kept in vector memory."""
+
+
+class Ahead(NamedTuple):
+    """What a compiled program says of itself, memory in bytes."""
+
+    arguments: int
+    temporaries: int
+    text: str
+
+
+def compile_ahead(
+    chip: str, model: Model, length: int, *, rows: int = 1, blocks=None, dtype: str = "bfloat16", options=None
+) -> Ahead:
+    """Forward and backward of the kernel, compiled for a chip that is not at hand.
+
+    The text is what XLA dumps: a libtpu newer than jaxlib may compile to a module that jaxlib cannot read back.
+    """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     import jax
@@ -92,15 +111,19 @@ def compile_ahead(chip: str, model: Model, length: int, *, rows: int = 1, blocks
 
     def step(query, key, value, dout, *ranges):
         seen = spans(*ranges, model.window)
-        options = {"scale": model.width**-0.5, "soft_cap": model.soft_cap, "platform": "tpu", "blocks": blocks}
-        out, pull = jax.vjp(lambda *x: tree_attention(*x, seen, **options), query, key, value)
+        further = {"scale": model.width**-0.5, "soft_cap": model.soft_cap, "platform": "tpu", "blocks": blocks}
+        out, pull = jax.vjp(lambda *x: tree_attention(*x, seen, **further), query, key, value)
         return out, pull(dout)
 
-    query = array((rows, length, model.heads, model.width), jnp.bfloat16)
-    key = array((rows, length, model.groups, model.width), jnp.bfloat16)
+    query = array((rows, length, model.heads, model.width), dtype)
+    key = array((rows, length, model.groups, model.width), dtype)
     ranges = [array((rows, length), jnp.int32)] * 4
-    with jax.set_mesh(mesh):  # From which Pallas knows the chip.
-        return jax.jit(step).lower(query, key, key, query, *ranges).compile()
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:  # From the mesh Pallas knows the chip.
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        lowered = jax.jit(step).lower(query, key, key, query, *ranges)
+        memory = lowered.compile(compiler_options={**dump, **(options or {})}).memory_analysis()
+        (path,) = Path(folder).glob("*.after_codegen.txt")
+        return Ahead(memory.argument_size_in_bytes, memory.temp_size_in_bytes, path.read_text())
 
 
 def squares(text: str, length: int) -> set[str]:
@@ -125,24 +148,26 @@ def ahead(args) -> None:
     lines = []
     for chip in args.chips:
         for name in args.models:
-            for length in args.lengths:
+            before = None
+            for length in sorted(args.lengths):
                 started = time.process_time()
                 compiled = compile_ahead(chip, MODELS[name], length, rows=args.rows)
-                memory = compiled.memory_analysis()
-                try:
-                    text = compiled.as_text()
-                    vector, square = vector_memory(text), ", ".join(sorted(squares(text, length))) or "none"
-                except Exception:  # A libtpu newer than jaxlib may write what jaxlib cannot read back.
-                    vector, square = {}, "not readable"
-                sizes = (f"{vector[k] / 2**20:.1f}" if k in vector else "?" for k in ("forward", "dquery", "dkey"))
+                vector, square = vector_memory(compiled.text), ", ".join(sorted(squares(compiled.text, length)))
+                sizes = " / ".join(f"{vector[kernel] / 2**20:.1f}" for kernel in ("forward", "dquery", "dkey"))
+                temporaries = compile_ahead(chip, MODELS[name], length, rows=args.rows, options=IN_HBM).temporaries
+                growth = "" if before is None else f"{temporaries / before[1] / (length / before[0]):.3f}"
+                before = (length, temporaries)
                 lines.append(
-                    f"| {chip} | {name} | {length} | {memory.argument_size_in_bytes / 2**20:.0f}"
-                    f" | {memory.temp_size_in_bytes / 2**20:.1f} | {memory.temp_size_in_bytes / length / args.rows:.0f}"
-                    f" | {' / '.join(sizes)} | {square} |"
+                    f"| {chip} | {name} | {length} | {compiled.arguments / 2**20:.0f}"
+                    f" | {compiled.temporaries / 2**20:.1f} | {temporaries / 2**20:.1f}"
+                    f" | {temporaries / length / args.rows:.0f} | {growth} | {sizes} | {square or 'none'} |"
                 )
                 print(lines[-1], f"compiled in {time.process_time() - started:.0f} s of the processor", flush=True)
-    print("\n| chip | model | T | arguments, MiB | temporaries, MiB | bytes/T | vector memory, MiB | [T, T] arrays |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "\n| chip | model | T | arguments, MiB | temporaries in HBM, MiB | all temporaries, MiB | bytes/T"
+        " | growth / growth of T | vector memory, MiB | [T, T] arrays |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     print("\n".join(lines))
 
 
@@ -196,14 +221,15 @@ def visited_pairs(name: str, model: Model, platform: str, ranges, dtype) -> floa
 
     from jaxalign.kernels.spans import meets, spans
     from jaxalign.kernels.tree_attention import MODULES
+    from jaxalign.models.chunked_attention import BLOCK
 
     rows, length = ranges.own_start.shape
     if name == "XLA dense":
         return rows * length**2
     if name == "flash":
         return rows * length * (length + 1) / 2
-    if name == "XLA chunked":  # Its blocks' ends vary; about the triangle.
-        return rows * length**2 * 9 / 16
+    if name == "XLA chunked":
+        return float(meets(spans(*ranges, model.window), BLOCK, BLOCK).sum()) * BLOCK**2
     module = importlib.import_module(MODULES[platform if platform in MODULES else "tpu"])
     sizes = (length, model.heads // model.groups, model.width, dtype)
     blocks = module.default_blocks(*(sizes if module.__name__.endswith("tpu") else sizes[2:]))
