@@ -1,6 +1,7 @@
 """A run's real step, compiled for machines that are not here, and what the compiled program says of itself.
 
-The step, the mesh and the placement of every array are those of `jaxalign.build.train`; only the values are missing.
+The step and its placement are those of training (`jaxalign.build.step_parts`), also the mesh; only the values are
+missing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import jax
 from jaxalign.build.abstract import RowSizes, abstract_rows, device_bytes, placed, quantized
 from jaxalign.build.data import column_names
 from jaxalign.build.model import make_policy, make_trainable
+from jaxalign.build.step_parts import step_parts
 from jaxalign.config import RunConfig
 from jaxalign.data.row_plans import RowShape
 from jaxalign.errors import ConfigError
@@ -32,11 +34,8 @@ from jaxalign.planning import hlo
 from jaxalign.planning.targets import GIB, Target
 from jaxalign.training import references
 from jaxalign.training.mesh import MeshPlan, make_mesh
-from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.reference_scorer import RowScorer
 from jaxalign.training.references import Reference
-from jaxalign.training.state import create_state, state_shardings
-from jaxalign.training.step import make_train_step
 
 _SETTINGS = {
     # libtpu would ask the metadata server of a TPU VM, and take a lock that two plans cannot share.
@@ -155,41 +154,11 @@ def train_program(
     method = get_method(config.method.name)
     policy = make_policy(config, decoder, plan, method)
     reference, held = _reference(config, policy, other, plan)
-    settings = config.optimizer
-    optimizer, schedule = make_optimizer(
-        settings.name,
-        settings.learning_rate,
-        settings.schedule,
-        steps,
-        settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-    )
-    trainable = make_trainable(config)
-    shapes, untrained = jax.eval_shape(
-        lambda variables: create_state(variables, trainable, optimizer, reference, config.train.seed, method.state),
-        policy.abstract(),
-    )
-    places = plan.tree_shardings(policy.axes(), policy.abstract())
-    shardings = state_shardings(shapes, places, plan.replicated)
-    step = make_train_step(
-        policy,
-        method,
-        reference,
-        trainable,
-        optimizer,
-        options=method.resolve_options(config.method.options),
-        microbatches=config.train.microbatches,
-        schedule=schedule,
-        pin_gradients=lambda gradients: jax.lax.with_sharding_constraint(gradients, shardings.trainable),
-    )
-    state = placed(shapes, shardings)
-    frozen = {"policy": placed(untrained, trainable.split(places)[1]), "reference": held}
+    parts = step_parts(config, method, policy, reference, plan, steps)
+    state = placed(parts.shapes, parts.shardings)
+    frozen = {"policy": placed(parts.untrained, parts.untrained_shardings), "reference": held}
     rows = abstract_rows(sizes, column_names(method, reference.columns), method, config, plan)
-    function = jax.jit(step, donate_argnums=0, out_shardings=(shardings, plan.replicated))
+    function = jax.jit(parts.step, donate_argnums=0, out_shardings=(parts.shardings, plan.replicated))
     arguments = Arguments(
         parameters=device_bytes(state.trainable) + device_bytes(frozen["policy"]),
         optimizer=device_bytes(state.opt_state),

@@ -112,6 +112,7 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         tree = dataclasses.asdict(self)
+        del tree["load"]["largest"]
         tree["estimate"]["total"] = self.estimate.total
         tree["times"] |= {"hidden": self.times.hidden, "exposed": self.times.exposed, "bound": self.times.bound}
         run = None if self.steps is None else self.steps * self.step_seconds

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from jaxalign.build.abstract import RowSizes
-from jaxalign.build.data import CheckedData, architecture, check_data
+from jaxalign.build.data import CheckedData, architecture, check_data, shuffled, training_steps
+from jaxalign.build.row_layout import lay_out, row_work, scoring_layout
 from jaxalign.config import RunConfig
 from jaxalign.config_checks import DEFAULT_MAX_LENGTH
+from jaxalign.data.row_plans import RowProgram
 from jaxalign.data.sources import expand
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.methods import Layout, get_method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning.architectures import ARCHITECTURES, hub_architecture
-from jaxalign.planning.workload import FILL, Workload
+from jaxalign.planning.workload import Workload, batch_rows
 
 RANKED = 4
 """Completions of a ranking, where neither data nor data.max_completions tell."""
@@ -34,12 +38,15 @@ class Load:
       longest: tokens of the longest example, its prompt once.
       completions: K.
       told: where the numbers come from, for people.
+      largest: ``(multiple, batch) -> program``: the largest rows that the data need; `batch` None = a training step's,
+        else examples of a call of the reference pass. None where the data are not here.
     """
 
     work: Workload
     longest: int
     completions: int
     told: str
+    largest: Callable[[int, int | None], RowProgram] | None = None
 
     def sizes(self, config: RunConfig, split: int, *, batch: int | None = None, parts: int = 1) -> RowSizes:
         """A batch's rows.
@@ -50,15 +57,16 @@ class Load:
           batch: examples; None = a training step's.
           parts: micro-batches.
         """
+        if self.largest is not None:
+            rows, shape = self.largest(split * parts, batch)
+            return RowSizes(rows, *shape)
         batch = config.train.batch_size if batch is None else batch
         work = self.work
-        # Where every example may be the longest, each fills a row.
-        share = work.row / work.tokens
-        per_row = max(1.0, FILL * share if share > 1.05 else share)
-        multiple = split * parts
-        rows = -(-max(1, math.ceil(batch / per_row)) // multiple) * multiple
-        scored = rounded(min(work.row, work.row * work.scored / work.tokens))
-        return RowSizes(rows, work.row, scored, max(1, math.ceil(per_row)), self.completions)
+        fixed = config.data.row_length is not None
+        rows, length = batch_rows(batch, work.tokens, work.row, split * parts, fixed=fixed)
+        row = rounded(length)
+        scored = rounded(min(row, row * work.scored / work.tokens))
+        return RowSizes(rows, row, scored, max(1, math.ceil(batch / rows), int(row // work.tokens)), self.completions)
 
 
 def rounded(tokens: float) -> int:
@@ -175,7 +183,27 @@ def _counted(config: RunConfig, data: CheckedData, mean: float | None, examples:
     )
     where = f"{len(total)} examples of {' '.join(config.data.train)}"
     told = f"{where}: {total.mean():.0f} tokens on average, {longest} the longest"
-    return Load(work, longest, rest.shape[1], told)
+    # Other lengths than the data's leave nothing to lay out.
+    largest = _largest(config, data) if mean is None else None
+    return Load(work, longest, rest.shape[1], told, largest)
+
+
+def _largest(config: RunConfig, data: CheckedData) -> Callable[[int, int | None], RowProgram]:
+    """The rows of the data as training and the reference pass lay them out."""
+    method = get_method(config.method.name)
+
+    @functools.cache
+    def largest(multiple: int, batch: int | None) -> RowProgram:
+        decoder = planned_architecture(config)
+        if batch is None:
+            batches = shuffled(data.train, method, config)
+            steps = training_steps(config, data)
+            return lay_out(batches, multiple, config.data.row_length, steps, work=row_work(decoder)).programs[-1]
+        sets = [data.train] if data.held_out is None else [data.train, data.held_out]
+        shape, rows = scoring_layout(sets, method.mismatched, batch_size=batch, multiple=multiple, width=decoder.width)
+        return RowProgram(rows, shape)
+
+    return largest
 
 
 def planned_steps(config: RunConfig, load: Load) -> int | None:

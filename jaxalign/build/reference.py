@@ -17,10 +17,10 @@ from jaxalign.build.data import CheckedData, architecture, check_data, training_
 from jaxalign.build.model import load_folder, make_policy, make_trainable, mesh_plan, settled, start_variables
 from jaxalign.build.progress import bar
 from jaxalign.build.reference_views import View, reference_views
+from jaxalign.build.row_layout import scoring_layout
 from jaxalign.config import RunConfig
 from jaxalign.data.contract import DataReport
 from jaxalign.data.pipeline import Attach
-from jaxalign.data.row_plans import RowShape
 from jaxalign.data.tokenization import TokenizerView
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.data.written_pairs import pair_records, write_pairs
@@ -35,7 +35,7 @@ from jaxalign.models.quantization import load_qwix, quantize
 from jaxalign.training import references
 from jaxalign.training.mesh import MeshPlan
 from jaxalign.training.reference_fill import CachedLogps, fill, read
-from jaxalign.training.reference_scorer import RowScorer, choose_rows
+from jaxalign.training.reference_scorer import RowScorer
 from jaxalign.training.reference_store import ReferenceStore
 from jaxalign.training.references import Reference, check_reference
 from jaxalign.types import Variables
@@ -318,8 +318,12 @@ def _fill(
             weights = load_folder(folder, theirs, plan)
         if config.reference.quantization == "int8":
             weights = quantize(weights)
-        shape, rows = _scoring_layout(
-            views, get_method(config.method.name).mismatched, config, plan, theirs.config.width
+        shape, rows = scoring_layout(
+            [view.examples for view in views.values()],
+            get_method(config.method.name).mismatched,
+            batch_size=max(config.evaluation.batch_size, plan.batch_size),
+            multiple=plan.batch_size,
+            width=theirs.config.width,
         )
         return RowScorer(theirs, weights, shape, rows, plan)
 
@@ -334,29 +338,6 @@ def _fill(
     seconds = time.perf_counter() - started
     _log.info("reference: %d completions computed in %.1f s", counts["computed"], seconds)
     return store, counts, {"tokens": scorer().tokens, "seconds": round(seconds, 2)}
-
-
-SAMPLE = 1024
-"""Examples of a set from which the shape of the rows is read."""
-
-
-def _scoring_layout(
-    views: Mapping[str, View], mismatched: bool, config: RunConfig, plan: MeshPlan, width: int
-) -> tuple[RowShape, int]:
-    """A row that holds the examples of all the sets, and how many rows to score at a time."""
-    tokens, scored, completions = [], [], 1
-    for view in views.values():
-        examples = view.examples
-        partner = examples.completion_lengths[:, 0] if mismatched else np.zeros(len(examples), int)
-        longest = {int(each.argmax()) for each in (examples.row_tokens, examples.scored_tokens)}
-        some = sorted({*np.linspace(0, len(examples) - 1, SAMPLE).astype(int).tolist(), *longest})
-        # Partners are drawn anew in every epoch; the longest may meet the longest.
-        others = np.where(np.isin(some, list(longest)), partner.max(), np.roll(partner[some], 1))
-        tokens += (examples.row_tokens[some] + others).tolist()
-        scored += (examples.scored_tokens[some] + others).tolist()
-        completions = max(completions, examples.completions + mismatched)
-    batch_size = max(config.evaluation.batch_size, plan.batch_size)
-    return choose_rows(tokens, scored, completions, batch_size=batch_size, multiple=plan.batch_size, width=width)
 
 
 def _attach(cached: CachedLogps, view: View) -> Attach:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,10 @@ from jaxalign.data.records import ExampleSet
 from jaxalign.data.row_plans import RowProgram, RowShape, hull
 from jaxalign.data.row_shapes import MOST_PROGRAMS, Work, choose_programs
 from jaxalign.models.decoder_config import DecoderConfig
+from jaxalign.training.reference_scorer import choose_rows
 
+SAMPLE = 1024
+"""Examples of a set from which the shape of the rows of a scoring pass is read."""
 MOST_PLANNED = 20_000
 """Steps that are looked at ahead. A longer run may meet a batch that needs one more size, which is counted."""
 
@@ -101,3 +104,28 @@ def row_work(decoder: DecoderConfig) -> Work:
     query, shared = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     layer = decoder.width * (2 * query + 2 * shared) + 3 * decoder.width * decoder.mlp_width
     return Work(scored=float(np.round(decoder.width * decoder.vocab_size / (decoder.layers * layer), 3)))
+
+
+def scoring_layout(
+    sets: Iterable[ExampleSet], mismatched: bool, *, batch_size: int, multiple: int, width: int
+) -> tuple[RowShape, int]:
+    """A row that holds the examples of all the sets, and how many rows to score at a time.
+
+    Args:
+      sets: what is scored.
+      mismatched: whether each example also gets another's completion.
+      batch_size: examples of a call.
+      multiple: of every row count.
+      width: of the model.
+    """
+    tokens, scored, completions = [], [], 1
+    for examples in sets:
+        partner = examples.completion_lengths[:, 0] if mismatched else np.zeros(len(examples), int)
+        longest = {int(each.argmax()) for each in (examples.row_tokens, examples.scored_tokens)}
+        some = sorted({*np.linspace(0, len(examples) - 1, SAMPLE).astype(int).tolist(), *longest})
+        # Partners are drawn anew in every epoch; the longest may meet the longest.
+        others = np.where(np.isin(some, list(longest)), partner.max(), np.roll(partner[some], 1))
+        tokens += (examples.row_tokens[some] + others).tolist()
+        scored += (examples.scored_tokens[some] + others).tolist()
+        completions = max(completions, examples.completions + mismatched)
+    return choose_rows(tokens, scored, completions, batch_size=batch_size, multiple=multiple, width=width)

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxalign.build.data import (
     CheckedData,
@@ -30,7 +29,8 @@ from jaxalign.build.reference import RunReference, make_reference, plan_referenc
 from jaxalign.build.reference_views import View
 from jaxalign.build.row_layout import lay_out, row_work
 from jaxalign.build.start_check import make_start_check
-from jaxalign.config import OptimizerConfig, RunConfig, to_dict
+from jaxalign.build.step_parts import step_parts
+from jaxalign.config import RunConfig, to_dict
 from jaxalign.data.pipeline import training_iterator
 from jaxalign.data.prompts import end_token_ids
 from jaxalign.methods import Method, get_method
@@ -42,11 +42,9 @@ from jaxalign.training.compiled import CompiledStep
 from jaxalign.training.loop import Progress, Schedule, run
 from jaxalign.training.mesh import MeshPlan
 from jaxalign.training.metrics import MetricSinks, read_metrics
-from jaxalign.training.optimizer import make_optimizer
 from jaxalign.training.readings import wants_logps
 from jaxalign.training.scoring import score
-from jaxalign.training.state import Frozen, TrainState, create_state, state_shardings
-from jaxalign.training.step import make_train_step
+from jaxalign.training.state import Frozen, TrainState
 from jaxalign.training.throughput import Throughput, measure_matmul_peak, training_flops_per_token
 from jaxalign.training.trainable import Trainable
 from jaxalign.types import Rows, Variables
@@ -127,48 +125,31 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
     )
     fresh = checkpoints.latest_step is None
     start = functools.cache(lambda: start_variables(config, policy, plan))
-    trainable = make_trainable(config)
     adapted = policy.adapter is not None
     reference = make_reference(config, views, policy, start, plan, donated=fresh, shared=adapted)
     manifest.note_reference(reference.facts)
 
-    optimizer, schedule = _optimizer(config.optimizer, steps)
-
-    def begin(variables: Variables) -> tuple[TrainState, Any]:
-        return create_state(variables, trainable, optimizer, reference.reference, config.train.seed, method.state)
-
-    shapes, untrained_shapes = jax.eval_shape(begin, policy.abstract())
-    places = plan.tree_shardings(policy.axes(), policy.abstract())
-    shardings = state_shardings(shapes, places, plan.replicated)
+    parts = step_parts(config, method, policy, reference.reference, plan, steps)
+    trainable, shardings = parts.trainable, parts.shardings
     batches = shuffled(data.train, method, config, reference.attach["train"])
     multiple = plan.batch_size * config.train.microbatches
     layout = lay_out(batches, multiple, config.data.row_length, steps, work=row_work(policy.config))
     packer = layout.packer(column_names(method, reference.reference.columns), plan.local_rows)
     iterator = training_iterator(batches, packer, steps)
     if fresh:
-        state, untrained = jax.jit(begin, donate_argnums=0, out_shardings=(shardings, trainable.split(places)[1]))(
-            start()
-        )
+        where = (shardings, parts.untrained_shardings)
+        state, untrained = jax.jit(parts.begin, donate_argnums=0, out_shardings=where)(start())
         progress = Progress()
     else:
-        restored = checkpoints.restore(abstract_state(shapes, shardings))
-        state, untrained = restored.state, trainable.split(start())[1] if jax.tree.leaves(untrained_shapes) else {}
+        restored = checkpoints.restore(abstract_state(parts.shapes, shardings))
+        state, untrained = restored.state, trainable.split(start())[1] if jax.tree.leaves(parts.untrained) else {}
         iterator.set_state(restored.iterator)
         progress = Progress.from_dict(restored.step, restored.run)
     start.cache_clear()  # the weights it gave are donated, or only the reference's from here on
     frozen = {"policy": untrained, "reference": reference.variables}
-    step = make_train_step(
-        policy,
-        method,
-        reference.reference,
-        trainable,
-        optimizer,
-        options=method.resolve_options(config.method.options),
-        microbatches=config.train.microbatches,
-        schedule=schedule,
-        pin_gradients=lambda gradients: jax.lax.with_sharding_constraint(gradients, shardings.trainable),
+    compiled = CompiledStep(
+        parts.step, shardings, plan.replicated, lambda: packer.sizes(batches.example(*batches.ids(0)[0]))
     )
-    compiled = CompiledStep(step, shardings, plan.replicated, lambda: packer.sizes(batches.example(0, 0)))
     last = _held_out(this.workdir, progress.step)  # of a run that is finished already
     evaluator = make_evaluator(config, data, policy, method, reference, plan)
 
@@ -188,7 +169,7 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
     manifest.note(
         steps=steps,
         parameters=_count(policy.abstract()),
-        trained=_count(shapes.trainable),
+        trained=_count(parts.shapes.trainable),
         rows=layout.facts(),
         mesh=dict(plan.mesh.shape),
         resumed_at=progress.step,
@@ -233,21 +214,6 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
         manifest.note(exported_step=step)
     checkpoints.close()
     return TrainResult(policy, trained, last, this.workdir)
-
-
-def _optimizer(settings: OptimizerConfig, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    return make_optimizer(
-        settings.name,
-        settings.learning_rate,
-        settings.schedule,
-        steps,
-        settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-    )
 
 
 def _start_check(config: RunConfig, reference: RunReference, method):

@@ -114,21 +114,6 @@ class Parts:
         return sum(dataclasses.astuple(self))
 
 
-def step_rows(config: RunConfig, tokens: float, row: int, split: int, fill: float) -> int:
-    """Rows of a step: its examples packed, rounded up to a multiple of the devices that share them and micro-batches.
-
-    Args:
-      config: the run.
-      tokens: in an example.
-      row: tokens of a row.
-      split: devices that share the rows.
-      fill: share of a row's places that are used, at best.
-    """
-    needed = math.ceil(config.train.batch_size / max(1.0, fill * row / tokens))
-    multiple = split * config.train.microbatches
-    return max(1, -(-needed // multiple)) * multiple
-
-
 def step_memory(
     config: RunConfig,
     decoder: DecoderConfig,

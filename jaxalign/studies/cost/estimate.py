@@ -9,6 +9,7 @@ is.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning import flops
 from jaxalign.planning.architectures import cached_file, hub_architecture
 from jaxalign.planning.changes import nearest_changes
-from jaxalign.planning.memory import Parts, sizes, step_memory, step_rows
+from jaxalign.planning.memory import Parts, sizes, step_memory
 from jaxalign.planning.targets import GIB, TARGETS, Target
-from jaxalign.planning.workload import FILL, Workload
+from jaxalign.planning.workload import FILL, Workload, batch_rows
 from jaxalign.studies.cost.measures import measure_lines
 from jaxalign.studies.cost.workload import architecture_of, workload_of
 from jaxalign.studies.plan import PlannedStage
@@ -118,14 +119,16 @@ def on_target(cost: StageCost, target: Target, *, mfu: float, tensor: int | None
     if not cost.steps:
         batch = dataclasses.replace(batch, batch_size=max(config.evaluation.batch_size, mesh[0] * mesh[1]))
     config = dataclasses.replace(config, train=batch)
-    rows = step_rows(config, work.tokens, work.row, mesh[0] * mesh[1], FILL)
-    full = min(1.0, batch.batch_size * work.tokens / (rows * work.row))
+    multiple = mesh[0] * mesh[1] * batch.microbatches
+    fixed = config.data.row_length is not None
+    rows, row = batch_rows(batch.batch_size, work.tokens, work.row, multiple, fixed=fixed)
+    full = min(1.0, batch.batch_size * work.tokens / (rows * row))
     memory = step_memory(
         config,
         cost.decoder,
         rows=rows,
-        row=work.row,
-        scored=work.row * work.scored / work.tokens,
+        row=math.ceil(row),
+        scored=row * work.scored / work.tokens,
         mesh=mesh,
         reference=cost.live,
         train=cost.steps > 0,
