@@ -101,7 +101,7 @@ def test_the_last_of_two_values_counts():
         ("train.batch_size", "", "train.batch_size: got ''"),
         ("train.export", "1", "train.export: got 1, expected true or false."),
         ("optimizer.learning_rate.x", "1", "optimizer.learning_rate.x: unknown name"),
-        ("lr", "1", "lr: unknown name, expected one of model, data"),
+        ("lr", "1", "lr: unknown name, expected one of model, adapter"),
         ("train", "3", "train: got 3, expected a section"),
         ("data.columns", "[1]", "data.columns: got [1], expected a table of names to names."),
         ("method.beta", "nan", "method.beta: got nan, expected a finite number > 0."),

@@ -105,12 +105,13 @@ def test_nan_weights(command, world, tmp_path):
     tensors = {name: tensor.copy() for name, tensor in load_file(tmp_path / "model" / "model.safetensors").items()}
     tensors["model.norm.weight"][0] = np.nan
     save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    code, said = command(**{"model.path": str(tmp_path / "model"), "train.checkpoint_every": "1"})
+    model = {"model.path": str(tmp_path / "model")}
+    code, said = command(**model, **{"reference.mode": "live", "train.checkpoint_every": "1"})
     assert code == 4
     assert "step 1: the loss is nan" in said
     assert "pairs.jsonl row" in said
     assert not [path for path in (tmp_path / "run" / "checkpoints").glob("*") if path.name.isdigit()]
     assert not (tmp_path / "run" / "export").exists()
-    code, said = command(verb="cache-reference", **{"model.path": str(tmp_path / "model"), "reference.mode": "cached"})
+    code, said = command(verb="cache-reference", **model)
     assert code == 4
     assert "check the reference's weights" in said

@@ -219,7 +219,7 @@ def test_a_name_of_the_hub_stands_for_the_first_commit_that_was_seen(files, tmp_
 
 def test_inputs_are_paths_of_the_models_to_be_made(files, tmp_path):
     other = sft(files, train={"seed": 5})
-    plan = plan_of(tmp_path, align(files, sft(files), inputs={"reference.source": other}))
+    plan = plan_of(tmp_path, align(files, sft(files), reference={}, inputs={"reference.source": other}))
     first, second, fill, last = plan.stages.values()
     assert last.inputs == {"model.path": first.key, "reference.source": second.key} == fill.inputs
     assert last.config.model.path == str(tmp_path / "w" / "stages" / f"sft-{first.key}" / "export")
