@@ -12,7 +12,8 @@ cuDNN's on a GPU): what the hardware does when every block below the diagonal co
 
 --aot compiles forward and backward of the kernel and tells temporary memory, which must grow with T and not with its
 square, vector memory of each kernel, and whether any array has two axes of T or more. XLA leaves temporaries of short
-rows in vector memory where they fit; a second compilation that puts all of them in HBM tells how they grow.
+rows in vector memory where they fit; the shortest and the longest rows are compiled a second time with all of them in
+HBM, which tells how they grow.
 """
 
 from __future__ import annotations
@@ -148,26 +149,29 @@ def ahead(args) -> None:
     lines = []
     for chip in args.chips:
         for name in args.models:
-            before = None
-            for length in sorted(args.lengths):
+            lengths = sorted(args.lengths)
+            found = {}
+            for length in lengths:
                 started = time.process_time()
                 compiled = compile_ahead(chip, MODELS[name], length, rows=args.rows)
                 vector, square = vector_memory(compiled.text), ", ".join(sorted(squares(compiled.text, length)))
                 sizes = " / ".join(f"{vector[kernel] / 2**20:.1f}" for kernel in ("forward", "dquery", "dkey"))
-                temporaries = compile_ahead(chip, MODELS[name], length, rows=args.rows, options=IN_HBM).temporaries
-                growth = "" if before is None else f"{temporaries / before[1] / (length / before[0]):.3f}"
-                before = (length, temporaries)
+                told = growth = ""
+                if length in (lengths[0], lengths[-1]):
+                    options = {"rows": args.rows, "options": IN_HBM}
+                    found[length] = compile_ahead(chip, MODELS[name], length, **options).temporaries
+                    told = f"{found[length] / 2**20:.1f}"
+                    growth = f"{found[length] / found[lengths[0]] / (length / lengths[0]):.3f}"
                 lines.append(
                     f"| {chip} | {name} | {length} | {compiled.arguments / 2**20:.0f}"
-                    f" | {compiled.temporaries / 2**20:.1f} | {temporaries / 2**20:.1f}"
-                    f" | {temporaries / length / args.rows:.0f} | {growth} | {sizes} | {square or 'none'} |"
+                    f" | {compiled.temporaries / 2**20:.1f} | {told} | {growth} | {sizes} | {square or 'none'} |"
                 )
                 print(lines[-1], f"compiled in {time.process_time() - started:.0f} s of the processor", flush=True)
     print(
-        "\n| chip | model | T | arguments, MiB | temporaries in HBM, MiB | all temporaries, MiB | bytes/T"
-        " | growth / growth of T | vector memory, MiB | [T, T] arrays |"
+        "\n| chip | model | T | arguments, MiB | temporaries in HBM, MiB | all temporaries, MiB"
+        " | their growth over that of T | vector memory, MiB | [T, T] arrays |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     print("\n".join(lines))
 
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float
+
+from jaxalign.mesh_axes import dividing, parts
 
 TILE_BYTES = {"cpu": 8 << 20}
 """Of a tile's float32 logits: on a CPU what its caches hold; elsewhere `LARGE_TILE_BYTES`."""
@@ -67,22 +68,6 @@ def tile_shape(tokens: int, vocabulary: int, platform: str) -> Tile:
     return Tile(rows, min(-(-even // 128), entries // 128) * 128)
 
 
-def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """The leading axes of the mesh whose sizes together divide `size`."""
-    kept: tuple[str, ...] = ()
-    for axis in axes:
-        if mesh.shape.get(axis, 1) == 1:
-            continue
-        if size % (_parts(mesh, kept) * mesh.shape[axis]):
-            break
-        kept = (*kept, axis)
-    return kept
-
-
-def _parts(mesh: AbstractMesh, axes: tuple[str, ...]) -> int:
-    return int(np.prod([mesh.shape[axis] for axis in axes], initial=1))
-
-
 class Division(NamedTuple):
     """How a mesh divides a pass over the vocabulary; `mesh` None: it does not.
 
@@ -110,14 +95,14 @@ class Division(NamedTuple):
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.size <= 1 or mesh.manual_axes:
             return cls()
-        split = _dividing(mesh, axes.rows, rows)
+        split = dividing(mesh, axes.rows, rows)
         # A head whose width is split over other axes than the rows is gathered by XLA.
-        width = _dividing(mesh, tuple(axis for axis in axes.width if axis in split), head[0])
-        return cls(mesh, split, width, _dividing(mesh, axes.vocabulary, head[1]))
+        width = dividing(mesh, tuple(axis for axis in axes.width if axis in split), head[0])
+        return cls(mesh, split, width, dividing(mesh, axes.vocabulary, head[1]))
 
     def parts(self, axes: tuple[str, ...]) -> int:
         """Into how many parts these axes divide."""
-        return 1 if self.mesh is None else _parts(self.mesh, axes)
+        return 1 if self.mesh is None else parts(self.mesh, axes)
 
     @property
     def platform(self) -> str:

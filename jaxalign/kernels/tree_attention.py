@@ -2,7 +2,8 @@
 
 `jaxalign.models.attention` is the definition. A kernel of our own exists because no kept one takes these ranges: splash
 attention (jax, tokamax) wants its mask at trace time or as a ``[T, T]`` array, and the segment ids of the flash kernels
-neither skip blocks nor let a completion see a prompt that other completions see too.
+neither skip blocks nor let a completion see a prompt that other completions see too. Their speed beside this kernel's
+is not measured; `benchmarks/attention.py` measures it where there is a TPU.
 
 A platform is a module with two functions; ``lse`` is the log-sum-exp of the scores, ``[R, H, T]`` float32::
 
@@ -14,16 +15,19 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxalign.errors import ModelError, did_you_mean
 from jaxalign.kernels.spans import Spans
+from jaxalign.mesh_axes import dividing, parts
 
 MODULES = {"tpu": "jaxalign.kernels.tree_attention_tpu", "gpu": "jaxalign.kernels.tree_attention_gpu"}
 SAVED = "tree_attention"
@@ -124,20 +128,6 @@ def tree_attention(
     return _attention(query, key, value, spans, options)
 
 
-def _dividing(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None, *sizes: int) -> tuple[str, ...]:
-    """The leading axes of the mesh whose sizes together divide every size; those it lacks are left out."""
-    kept: tuple[str, ...] = ()
-    parts = 1
-    for axis in (axes,) if isinstance(axes, str) else axes or ():
-        if axis not in mesh.shape:
-            continue
-        parts *= mesh.shape[axis]
-        if any(size % parts for size in sizes):
-            break
-        kept = (*kept, axis)
-    return kept
-
-
 def sharded(
     query: Float[Array, "R T H C"],
     key: Float[Array, "R T G C"],
@@ -145,11 +135,14 @@ def sharded(
     spans: Spans,
     *,
     mesh: Mesh | AbstractMesh | None = None,
-    row_axes: str | tuple[str, ...] = ("data", "fsdp"),
-    head_axes: str | tuple[str, ...] = ("tensor",),
+    row_axes: tuple[str, ...] = ("data", "fsdp"),
+    head_axes: tuple[str, ...] = ("tensor",),
     **options: Any,
 ) -> Float[Array, "R T H C"]:
     """`tree_attention` on every device's own rows and heads: XLA cannot divide a kernel, and would gather its inputs.
+
+    Where the devices along the heads do not divide the key heads, these are repeated until they do: every device
+    computes its own query heads and no others.
 
     Args:
       query: as in `tree_attention`.
@@ -158,7 +151,8 @@ def sharded(
       spans: as there.
       mesh: the mesh; None is that of `jax.set_mesh`. Without one, or inside `jax.shard_map`, the kernel runs as it is.
       row_axes: axes over which rows are divided, as far as their sizes divide R.
-      head_axes: axes over which heads are divided, as far as their sizes divide both H and G.
+      head_axes: axes over which heads are divided, as far as their sizes divide H; along an axis that does not, every
+        device computes the same heads.
       options: those of `tree_attention`.
     """
     if mesh is None:
@@ -166,8 +160,10 @@ def sharded(
     attend = functools.partial(tree_attention, **options)
     if mesh.empty or mesh.size == 1 or (isinstance(mesh, AbstractMesh) and mesh.manual_axes):
         return attend(query, key, value, spans)
-    rows = _dividing(mesh, row_axes, query.shape[0])
-    heads = _dividing(mesh, head_axes, query.shape[2], key.shape[2])
+    rows, heads = dividing(mesh, row_axes, query.shape[0]), dividing(mesh, head_axes, query.shape[2])
+    copies = parts(mesh, heads) // math.gcd(parts(mesh, heads), key.shape[2])
+    if copies > 1:
+        key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
     whole, ranges = PartitionSpec(rows or None, None, heads or None, None), PartitionSpec(rows or None, None)
     local = jax.shard_map(
         attend,

@@ -5,7 +5,8 @@ machine without a GPU; Mosaic GPU serves Hopper and later alone. Pallas has call
 JAX 0.11: before it is removed, the kernels are to be written again, and nothing around them.
 cuDNN's flash attention (own segments and prompts as two packed passes, merged by their log-sum-exp) is not used: JAX
 has no public function for its packed form with offsets, which needs Hopper; its gradient takes no log-sum-exp from
-outside; and it knows neither soft caps nor a window that reaches into another segment.
+outside; and it knows neither soft caps nor a window that reaches into another segment. Its speed beside this
+kernel's is not measured.
 
 A program owns a block of queries of one head (for the gradients of keys and values a block of keys of one key head) and
 walks over a list of the blocks of the other side that it must meet. What is not listed is neither read nor computed.

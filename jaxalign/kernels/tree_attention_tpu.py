@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from bisect import bisect_right
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from jaxalign.errors import ModelError
 from jaxalign.kernels.block_pairs import block_pairs, most_pairs
 from jaxalign.kernels.spans import Spans
 from jaxalign.kernels.tree_attention_tpu_kernels import Call, Tile, dkey_kernel, dquery_kernel, forward_kernel
@@ -200,9 +202,22 @@ def _prepare(query: Array, key: Array, spans: Spans, blocks: Blocks | None) -> t
 
 
 def _pieces(rows: int, length: int, blocks: Blocks) -> list[slice]:
-    """The rows of each call, so that no list is too long for scalar memory."""
+    """The rows of each call, so that no list is too long for scalar memory.
+
+    Raises:
+      ModelError: one row's alone is.
+    """
     most = max(most_pairs(length, *tile) for tile in blocks)
-    size = max(1, MOST_WORDS // most)
+    if most > MOST_WORDS:
+        fitting = LANES * bisect_right(
+            range(LANES, length, LANES), MOST_WORDS, key=lambda n: max(most_pairs(n, *tile) for tile in blocks)
+        )
+        raise ModelError(
+            f"Rows of {length} tokens have up to {most} pairs of blocks, and scalar memory holds {MOST_WORDS}:"
+            f" rows of up to {fitting} tokens. Spread the batch over more rows (train.microbatches, or more devices;"
+            " data.row_length fixes how long they are), or set model.attention=chunked."
+        )
+    size = MOST_WORDS // most
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
@@ -264,7 +279,8 @@ def backward(
     length = query.shape[1]
     layout, blocks, spans = _prepare(query, key, spans, blocks)
     options = _Options(scale, soft_cap, interpret)
-    delta = jnp.einsum("rthc,rthc->rht", out, dout, preferred_element_type=jnp.float32)
+    products = out.astype(jnp.float32) * dout.astype(jnp.float32)  # No dot: a TPU would round what it multiplies.
+    delta = jnp.swapaxes(products.sum(axis=-1), 1, 2)
     arrays = (
         layout.columns(query),
         layout.keys(key),

@@ -49,15 +49,16 @@ def plans(rows: int, length: int) -> st.SearchStrategy[Ranges]:
 
 
 def definition(query, key, value, ranges: Ranges, window, *, scale: float, soft_cap: float | None):
-    """Softmax attention under the rows' mask, in float32."""
+    """Softmax attention under the rows' mask, in float32, and the log-sum-exp of its scores, ``[R, H, T]``."""
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
     mask = visible(ranges, jnp.arange(query.shape[1], dtype=jnp.int32), ranges.positions, window)
     scores = jnp.einsum("rqhc,rkhc->rhqk", query, key, precision="highest") * scale
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("rhqk,rkhc->rqhc", weights, value, precision="highest")
+    scores = jnp.where(mask[:, None], scores, -jnp.inf)
+    out = jnp.einsum("rhqk,rkhc->rqhc", jax.nn.softmax(scores, axis=-1), value, precision="highest")
+    return out, jax.nn.logsumexp(scores, axis=-1)
 
 
 def apart(found, expected) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -67,8 +68,8 @@ def kernel(case: Case):
 @functools.cache
 def plain(case: Case):
     def run(query, key, value, dout, ranges, window):
-        form = functools.partial(definition, ranges=ranges, window=window, scale=SCALE, soft_cap=case.soft_cap)
-        return value_and_pull(form, *(x.astype(jnp.float32) for x in (query, key, value, dout)))
+        options = {"ranges": ranges, "window": window, "scale": SCALE, "soft_cap": case.soft_cap}
+        return value_and_pull(lambda *x: definition(*x, **options)[0], query, key, value, dout.astype(jnp.float32))
 
     return jax.jit(run)
 
@@ -178,9 +179,7 @@ def test_log_sum_exp():
     query, key, value, _ = inputs(PLAIN)
     options = {"scale": SCALE, "soft_cap": None, "interpret": True, "blocks": PLAIN.blocks}
     _, lse = jax.jit(functools.partial(tree_attention_tpu.forward, **options))(query, key, value, spans(*ranges, None))
-    mask = visible(ranges, jnp.arange(LENGTH, dtype=jnp.int32), ranges.positions, None)
-    scores = jnp.einsum("rqhc,rkhc->rhqk", query, jnp.repeat(key, 2, axis=2), precision="highest") * SCALE
-    expected = jax.nn.logsumexp(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    _, expected = definition(query, key, value, ranges, None, scale=SCALE, soft_cap=None)
     assert lse.dtype == jnp.float32
     assert apart(lse, expected) < 1e-5
 
@@ -204,7 +203,7 @@ def by_kernel(query, key, value, ranges, window):
 
 
 def by_definition(query, key, value, ranges, window):
-    return definition(query, key, value, ranges, window, scale=SCALE, soft_cap=None)
+    return definition(query, key, value, ranges, window, scale=SCALE, soft_cap=None)[0]
 
 
 SHORT = plan_rows([[(12, [4, 9])], [(20, [12])]], 32, full=False)
@@ -252,24 +251,26 @@ def test_what_dots_saves_spares_the_second_forward_pass(form, policy, forwards):
     assert found == forwards
 
 
-def test_sharded_equals_the_definition():
-    case = PLAIN
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (2, 1, 4)])
+def test_sharded_equals_the_definition(sizes):
+    """Rows and heads are divided, also among more devices than there are key heads: nobody computes another's."""
     rows = [[(12, [4, 9])], [(20, [12])], [(1, [1])] * 5, [(0, [32])]]
     ranges = plan_rows(rows, 32, full=False)
-    *arrays, dout = inputs(case, rows=4, length=32)
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    options = {"scale": SCALE, "platform": "interpret", "blocks": case.blocks}
+    *arrays, dout = inputs(PLAIN, rows=4, length=32)
+    mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
-    @jax.jit
     def run(query, key, value, dout):
-        return value_and_pull(lambda *x: sharded(*x, spans(*ranges, 9), **options), query, key, value, dout)
+        return value_and_pull(lambda *x: by_shards(*x, ranges, 9), query, key, value, dout)
 
     with jax.set_mesh(mesh):
-        compiled = run.lower(*arrays, dout).compile()
-    expected = plain(case)(*arrays, dout, ranges, jnp.int32(9))
-    found = compiled(*arrays, dout)
+        traced = jax.jit(run).trace(*arrays, dout)
+        found = traced.lower().compile()(*arrays, dout)
+    expected = plain(PLAIN)(*arrays, dout, ranges, jnp.int32(9))
     assert all(apart(*both) < 1e-5 for both in zip(found, expected, strict=True))
-    assert found[0].sharding.shard_shape(found[0].shape) == (1, 32, 2, WIDTH)
+    kernels = [x for x in equations(traced.jaxpr.jaxpr) if x.primitive.name == "pallas_call"]
+    results = [math.prod(x.shape) for kernel in kernels for x in kernel.params["out_avals"]]
+    assert len(kernels) == 3
+    assert max(results) == arrays[0].size // mesh.size
 
 
 def test_wrong_calls_are_named():
@@ -281,3 +282,5 @@ def test_wrong_calls_are_named():
         tree_attention(query, key, value, seen, scale=1.0, platform="tpi")
     with pytest.raises(ModelError, match="larger blocks or fewer rows"):
         block_pairs(Spans(*(jax.ShapeDtypeStruct((2**22, 4096), jnp.int32),) * 3), 128, 128, owner="query")
+    with pytest.raises(ModelError, match=r"131072.*rows of up to 92544 tokens.*model.attention=chunked"):
+        tree_attention_tpu._pieces(1, 2**17, Blocks(*[Tile(128, 256)] * 3))
