@@ -66,7 +66,8 @@ def test_outputs_are_a_product_in_float32():
         assert outputs.dtype == jnp.float32
         wanted = np.asarray(states, np.float64) @ np.asarray(head["kernel"], np.float64) + np.asarray(head["bias"])
         np.testing.assert_allclose(outputs, wanted, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(apply_head({"head": head}, states[1, 2]), outputs[1, 2])
+        # One state is multiplied by another routine than fifteen, which adds up in an order of its own on some machines.
+        np.testing.assert_allclose(apply_head({"head": head}, states[1, 2]), wanted[1, 2], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [False, True])

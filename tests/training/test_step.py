@@ -19,7 +19,15 @@ from jaxalign.methods import INPUTS, METHODS, Logps
 from jaxalign.training.inputs import example_keys, objective_inputs
 from jaxalign.training.mesh import make_mesh
 from jaxalign.types import causal_rows
-from tests.training.conftest import assert_same, completions_of, examples_for, one_step, policy_for, variables_for
+from tests.training.conftest import (
+    OPTIONS,
+    assert_same,
+    completions_of,
+    examples_for,
+    one_step,
+    policy_for,
+    variables_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +125,7 @@ def _padded(values, name):
     return np.concatenate([values, np.full(N - len(values), -1 if name == "step_labels" else 0, values.dtype)])
 
 
-def loss_by_sequence(method, examples, policy, variables):
+def loss_by_sequence(method, examples, policy, variables, options):
     """The loss and its gradient."""
     sequences, count = Sequences(method, examples), len(examples)
 
@@ -130,7 +138,7 @@ def loss_by_sequence(method, examples, policy, variables):
             example_mask=jnp.ones(count, bool),
             keys=example_keys(jax.random.key_data(jax.random.key(0)), 0, jnp.arange(count)),
         )
-        output = method.objective(**inputs, **method.resolve_options({}))
+        output = method.objective(**inputs, **method.resolve_options(options))
         return (output.losses * output.weights).sum() / output.weights.sum()
 
     return jax.jit(jax.value_and_grad(loss))(*variables)
@@ -144,8 +152,9 @@ def assert_is_gradient(outcome, value, gradients):
 
 def test_equals_one_forward_pass_for_each_sequence(method_name, packed):
     method, examples = METHODS[method_name], examples_for(method_name)
-    variables = variables_for(method, small=True)
-    assert_is_gradient(packed, *loss_by_sequence(method, examples, policy_for(method, small=True), variables))
+    policy, variables = policy_for(method, small=True), variables_for(method, small=True)
+    options = OPTIONS.get(method_name, {})
+    assert_is_gradient(packed, *loss_by_sequence(method, examples, policy, variables, options))
 
 
 def test_rows_devices_and_microbatches(method_name, packed):
@@ -167,8 +176,8 @@ def test_rows_devices_and_microbatches(method_name, packed):
 def test_the_decoder(name):
     """The same with the decoder: against single sequences, in four parts, and on devices."""
     method, examples = METHODS[name], examples_for(name)
-    packed = one_step(name, examples)
-    assert_is_gradient(packed, *loss_by_sequence(method, examples, policy_for(method), variables_for(method)))
+    packed, options = one_step(name, examples), OPTIONS.get(name, {})
+    assert_is_gradient(packed, *loss_by_sequence(method, examples, policy_for(method), variables_for(method), options))
     shape = RowShape(128, 96, 3, completions_of(method, examples))
     assert_same(packed, one_step(name, examples, shape=shape, row_count=16, microbatches=4))
     assert_same(packed, one_step(name, examples, plan=make_mesh(data=2, fsdp=2, tensor=2), microbatches=2))
