@@ -66,7 +66,7 @@ def test_outputs_are_a_product_in_float32():
         assert outputs.dtype == jnp.float32
         wanted = np.asarray(states, np.float64) @ np.asarray(head["kernel"], np.float64) + np.asarray(head["bias"])
         np.testing.assert_allclose(outputs, wanted, rtol=1e-5, atol=1e-5)
-        # One state is multiplied by another routine than fifteen, which adds up in an order of its own on some machines.
+        # One state is multiplied by another routine than fifteen; on some machines it adds up in another order.
         np.testing.assert_allclose(apply_head({"head": head}, states[1, 2]), wanted[1, 2], rtol=1e-5, atol=1e-5)
 
 

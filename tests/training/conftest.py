@@ -35,7 +35,7 @@ CONFIG = DecoderConfig(
 )  # fmt: skip
 REFERENCE_SEED, POLICY_SEED = 1, 2
 OPTIONS = {"beta_dpo": {"scaling_factor": 0.1}}
-"""With 0.6, its default, the beta of these pairs is what is left of 0.1 - 0.0955: rounding of the sums, times hundreds."""
+"""With 0.6, its default, the beta of these pairs is 0.1 - 0.0955, which is the rounding of the sums times hundreds."""
 
 
 def policy_for(method: Method, plan=None, small: bool = False):
