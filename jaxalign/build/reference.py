@@ -29,6 +29,7 @@ from jaxalign.files import cache_folder
 from jaxalign.methods import Layout, get_method
 from jaxalign.models.adapters import without_adapter
 from jaxalign.models.config_json import read_config
+from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.huggingface import resolve, weights_hash
 from jaxalign.models.policy import Policy
 from jaxalign.models.quantization import load_qwix, quantize
@@ -42,8 +43,11 @@ from jaxalign.types import Variables
 
 _log = logging.getLogger("jaxalign")
 
-FORWARD = "forward-1"
-"""Version of the scoring pass in the cache's keys. Raise it when a change of the code changes its numbers."""
+FORWARD = "forward-2"
+"""Version of the scoring pass in the cache's keys. Raise it when a change of the code changes its numbers.
+
+What computes them is not in the keys: forms of attention, meshes and machines round in their own ways, and a reference
+that one machine has stored may serve another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,7 @@ class RunReference:
       variables: for ``frozen["reference"]``; empty for references that keep none there.
       attach: columns of the training examples (``train``) and of the held-out ones (``eval``).
       is_start: it equals the policy at step 0, so the first loss has a closed form.
+      computed: the architecture of a reference that every step computes; None where none is.
       facts: for the manifest: source, hash, what the cache did.
     """
 
@@ -62,6 +67,7 @@ class RunReference:
     variables: Variables
     attach: Mapping[str, Attach | None]
     is_start: bool
+    computed: DecoderConfig | None
     facts: Mapping[str, Any]
 
 
@@ -136,6 +142,7 @@ def make_reference(
         facts["hash"] = _reference_hash(config, policy, start)
     attach: dict[str, Attach | None] = {"train": None, "eval": None}
     frozen: Variables = {}
+    computed = policy.config if source == "policy" and mode != "cached" else None
     int8 = settings.quantization == "int8"
     if int8:
         facts["quantization"] = settings.quantization
@@ -161,7 +168,7 @@ def make_reference(
     elif mode == "live":
         folder = resolve(source, option="reference.source")
         theirs = make_policy(config, read_config(folder), plan)
-        made, frozen = references.frozen(theirs), load_folder(folder, theirs, plan)
+        made, frozen, computed = references.frozen(theirs), load_folder(folder, theirs, plan), theirs.config
         frozen = quantize(frozen) if int8 else frozen
     else:
         store, facts["cache"], speed = _fill(config, views, facts["hash"], policy, start, plan)
@@ -173,7 +180,7 @@ def make_reference(
     if problems:
         raise ConfigError(problems)
     coarser = mode == "moving" and settings.dtype not in (None, config.model.param_dtype)
-    return RunReference(made, frozen, attach, source == "policy" and not (coarser or int8), facts)
+    return RunReference(made, frozen, attach, source == "policy" and not (coarser or int8), computed, facts)
 
 
 def cache_reference(config: RunConfig, out: str | Path | None = None) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def test_all_rows_dropped(command, tmp_path):
         (["--config.modle.path=x"], ["modle", "Did you mean 'model'?"]),
         (["--config.reference.mode=cashed"], ["reference.mode: got 'cashed'", "cached"]),
         (["--config.method.beta=nan", "--config.train.stepz=3", "--wrkdir=x"], ["nan", "train.stepz", "--wrkdir"]),
+        (["--config.model.attention=kernel"], ["model.attention: got 'kernel'", "CPUs"]),
         (["--config.model.path=/no/such/folder"], ["/no/such/folder", "does not exist"]),
     ],
     ids=lambda value: None if isinstance(value[0], str) and not value[0].startswith("--") else "+".join(value),
