@@ -113,7 +113,7 @@ def after(name, call):
     return timed
 train.check_data = after("data", train.check_data)
 train.make_reference = after("reference", train.make_reference)
-train.measure_matmul_peak = after("matmul peak", train.measure_matmul_peak)
+train.matmul_peak = after("matmul peak", train.matmul_peak)
 compiled = train.CompiledStep
 class Watched(compiled):
     def __init__(self, *args):

@@ -217,7 +217,7 @@ def test_an_answer_that_never_ends_is_not_exact(world, model, monkeypatch):
 def quick_runs(monkeypatch):
     """Runs take one of the simulated devices, and compile quickly: they make a few steps."""
     # By import_module: the package holds the function of that name.
-    monkeypatch.setattr(importlib.import_module("jaxalign.build.train"), "measure_matmul_peak", lambda dtype: 1e9)
+    monkeypatch.setattr(importlib.import_module("jaxalign.build.train"), "matmul_peak", lambda dtype: 1e9)
     alone = functools.partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr("jaxalign.build.model.make_mesh", alone)
     before = jax.config.read("jax_disable_most_optimizations")

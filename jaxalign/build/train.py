@@ -24,7 +24,7 @@ from jaxalign.build.data import (
 )
 from jaxalign.build.evaluate import check_best_metric, make_evaluator
 from jaxalign.build.manifest import Manifest, check_same_configuration, check_same_data
-from jaxalign.build.model import make_policy, make_trainable, mesh_plan, settled, start_variables
+from jaxalign.build.model import make_policy, mesh_plan, settled, start_variables
 from jaxalign.build.reference import RunReference, make_reference, plan_reference
 from jaxalign.build.reference_views import View
 from jaxalign.build.row_layout import lay_out, row_work
@@ -37,15 +37,18 @@ from jaxalign.methods import Method, get_method
 from jaxalign.models.export import save_pretrained
 from jaxalign.models.padding import padding_token
 from jaxalign.models.policy import Policy
+from jaxalign.planning import flops
+from jaxalign.planning.workload import attended_keys
 from jaxalign.training.checkpoint import Checkpoints, abstract_state
 from jaxalign.training.compiled import CompiledStep
 from jaxalign.training.loop import Progress, Schedule, run
+from jaxalign.training.matmul_peak import matmul_peak
 from jaxalign.training.mesh import MeshPlan
 from jaxalign.training.metrics import MetricSinks, read_metrics
 from jaxalign.training.readings import wants_logps
 from jaxalign.training.scoring import score
 from jaxalign.training.state import Frozen, TrainState
-from jaxalign.training.throughput import Throughput, measure_matmul_peak, training_flops_per_token
+from jaxalign.training.throughput import Throughput
 from jaxalign.training.trainable import Trainable
 from jaxalign.types import Rows, Variables
 
@@ -204,7 +207,7 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
             check_first=_start_check(config, reference, method),
             check_weights=check_weights,
             describe=lambda identity: data.train.sources[identity],
-            throughput=_throughput(config, policy, plan),
+            throughput=_throughput(this, reference),
         )
         manifest.note(train_seconds=time.perf_counter() - started, compiled=compiled.facts(), metrics=last)
     manifest.note(method_state=_exported_statistics(checkpoints, state, shardings, progress.step))
@@ -222,16 +225,13 @@ def _start_check(config: RunConfig, reference: RunReference, method):
     return make_start_check(method, config.method.options, config.model.dtype)
 
 
-def _throughput(config: RunConfig, policy: Policy, plan: MeshPlan) -> Throughput:
-    abstract = policy.abstract()["params"]
-    used = _count(abstract) - (0 if policy.config.tied_embeddings else _count(abstract["embed"]))
-    live = config.reference.source != "none" and config.reference.mode != "cached"
-    trained = None
-    if policy.adapter is not None:
-        trained = _count(make_trainable(config).split(policy.abstract())[0])
-        used += trained
-    flops = training_flops_per_token(used, live_reference=live, trained=trained)
-    return Throughput(flops, measure_matmul_peak(config.model.dtype) * plan.mesh.size)
+def _throughput(this: _Run, reference: RunReference) -> Throughput:
+    decoder, lengths = this.policy.config, this.data.train.lengths
+    attended = float(attended_keys(lengths).sum() / lengths.sum())
+    token = flops.step(this.config, decoder, reference.computed, tokens=1, scored=0, attended=attended)
+    scored = flops.step(this.config, decoder, reference.computed, tokens=0, scored=1, attended=0)
+    costs = token, scored if this.policy.language_head else 0.0
+    return Throughput(costs, matmul_peak(this.config.model.dtype) * this.plan.mesh.size)
 
 
 def _export(

@@ -201,6 +201,7 @@ class Decoder(nn.Module):
             in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=config.layers,
             metadata_params={nn.meta.PARTITION_NAME: "layers"},
+            check_constancy_invariants=self.is_initializing(),  # what a check costs: one more trace
         )(config, settings, keep, name="layers")
         windows = None
         if not config.uniform_window:

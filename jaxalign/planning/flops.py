@@ -3,8 +3,9 @@
 A product of an ``[m, k]`` and a ``[k, n]`` matrix is ``2 m k n`` operations. The forward pass takes 2 for each weight
 of the blocks and each unique token (a prompt counts once, however many completions stand behind it), ``4 H C`` a layer
 for each key that a token looks at, and ``2 D V`` for each scored token, since only these meet the head. The backward
-pass takes twice the forward pass. What is computed again (remat), padding, and the optimizer's arithmetic are not
-counted; the utilisation that turns operations into hours (MFU) is defined in the same way.
+pass takes twice the forward pass, or, under adapters, once: weights that are not trained need no gradient. What is
+computed again (remat), padding, and the optimizer's arithmetic are not counted. The utilisation that turns operations
+into hours (MFU), and the one that a run logs (``perf/mfu``), are defined in the same way.
 """
 
 from __future__ import annotations
@@ -33,6 +34,30 @@ def forward(decoder: DecoderConfig, tokens: float, scored: float, attended: floa
     return products + attention + 2.0 * decoder.width * decoder.vocab_size * scored
 
 
+def step(
+    config: RunConfig,
+    decoder: DecoderConfig,
+    reference: DecoderConfig | None,
+    *,
+    tokens: float,
+    scored: float,
+    attended: float,
+) -> float:
+    """Operations of a training step: forward, backward, and the forward pass of a reference that the step computes.
+
+    Args:
+      config: the run.
+      decoder: the policy.
+      reference: a reference that is computed in every step; None without one, or with a cached one.
+      tokens: as in `forward`, likewise the others.
+      scored: see there.
+      attended: see there.
+    """
+    passes = 3 if config.adapter.kind == "none" else 2
+    against = 0.0 if reference is None else forward(reference, tokens, scored, attended)
+    return passes * forward(decoder, tokens, scored, attended) + against
+
+
 def training_steps(config: RunConfig, work: Workload) -> int:
     """Optimizer steps of a run."""
     if config.train.steps is not None:
@@ -58,10 +83,11 @@ def training(
     once = forward(decoder, work.tokens, work.scored, work.attended)
     against = forward(reference, work.tokens, work.scored, work.attended) if reference is not None else 0.0
     method = get_method(config.method.name)
-    passes = 4 if method.batch_coupled and config.train.microbatches > 1 else 3  # such a method reads its parts twice
+    again = method.batch_coupled and config.train.microbatches > 1  # such a method reads its parts twice
+    each = step(config, decoder, reference, tokens=work.tokens, scored=work.scored, attended=work.attended)
     evaluations = math.ceil(steps / config.train.eval_every) if config.train.eval_every else 1
     return (
-        steps * config.train.batch_size * (passes * once + against),
+        steps * config.train.batch_size * (each + again * once),
         work.held_out * evaluations * (once + against),
     )
 

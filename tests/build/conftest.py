@@ -146,7 +146,7 @@ def world(tmp_path_factory) -> World:
 def one_device(monkeypatch):
     """Runs take one of the simulated devices, and do not time its matrix products."""
     # By import_module: the package holds the function of that name.
-    monkeypatch.setattr(importlib.import_module("jaxalign.build.train"), "measure_matmul_peak", lambda dtype: 1e9)
+    monkeypatch.setattr(importlib.import_module("jaxalign.build.train"), "matmul_peak", lambda dtype: 1e9)
     alone = functools.partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr("jaxalign.build.model.make_mesh", alone)
 

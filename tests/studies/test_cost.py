@@ -84,6 +84,8 @@ def test_operations_are_those_of_every_matrix_product():
     cached = stage(reference={"mode": "cached"})
     assert cost(cached).flops == pytest.approx(2000 * 3 * once, rel=1e-12)
     assert cost(dataclasses.replace(cached, kind="reference")).flops == pytest.approx(1100 * once, rel=1e-12)
+    adapted = stage(reference={"mode": "cached"}, adapter={"kind": "lora"})
+    assert cost(adapted).flops == pytest.approx(2000 * 2 * once, rel=1e-12)
     assert cost(stage(method={"name": "cpo"})).flops == pytest.approx(2000 * 3 * once, rel=1e-12)
     assert cost(stage(reference={"source": "columns"})).flops == pytest.approx(2000 * 3 * once, rel=1e-12)
 

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from jaxalign.training.throughput import Throughput, measure_matmul_peak, training_flops_per_token
+from jaxalign.training.matmul_peak import matmul_peak, measure_matmul_peak
+from jaxalign.training.throughput import Throughput
 
 
 class Clock:
@@ -18,10 +19,10 @@ def test_rates_by_hand():
     """The first step starts the clock. Then two steps in 4 s: 600 tokens, 8 pairs, 1 s of waiting, 800 places.
 
     120 tokens are scored, in 160 slots.
-    150 tokens/s of 6 * 1000 FLOPs each are 0.9 MFLOP/s, of a peak of 9: a tenth.
+    150 tokens/s of 6,000 FLOPs each and 30 scored ones of 5,000 more are 1.05 MFLOP/s, of a peak of 10.5: a tenth.
     """
     clock = Clock()
-    throughput = Throughput(training_flops_per_token(1000), 9e6, clock=clock)
+    throughput = Throughput((6000.0, 5000.0), 10.5e6, clock=clock)
     assert throughput.rates() == {}
     throughput.add(999, 99, 50.0, 999, 9, 9)
     for _ in range(2):
@@ -66,14 +67,23 @@ def test_other_work_does_not_count():
     assert throughput.rates()["perf/tokens_per_second"] == 10.0
 
 
-def test_a_live_reference_costs_a_forward_pass():
-    assert training_flops_per_token(10) == 60
-    assert training_flops_per_token(10, live_reference=True) == 80
-
-
 def test_the_measured_peak_is_possible():
     """More than a slow core's scalar arithmetic, less than any computer's."""
     start = time.perf_counter()
     peak = measure_matmul_peak("float32", seconds=0.001)
     assert 1e7 < peak < 1e17
     assert time.perf_counter() - start < 60
+
+
+def test_the_peak_is_measured_once_on_a_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path))
+    measured = []
+    monkeypatch.setattr(
+        "jaxalign.training.matmul_peak.measure_matmul_peak", lambda dtype: measured.append(dtype) or 7.0
+    )
+    assert [matmul_peak(dtype) for dtype in ("float32", "float32", "bfloat16")] == [7.0] * 3
+    assert measured == ["float32", "bfloat16"]
+    for kept in (tmp_path / "peaks").iterdir():
+        kept.write_text("{")
+    assert matmul_peak("float32") == 7.0
+    assert len(measured) == 3

@@ -21,7 +21,7 @@ from jaxalign.errors import ConfigError, DataError, ModelError
 from jaxalign.methods import Layout, get_method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning.architectures import hub_architecture, read_file
-from jaxalign.planning.workload import Workload
+from jaxalign.planning.workload import Workload, attended_keys
 from jaxalign.studies.plan import PlannedStage
 from jaxalign.studies.study import PublishedData
 
@@ -80,7 +80,7 @@ def _counted(config: RunConfig, root: RunConfig) -> Workload | None:
         held_out=held_out,
         tokens=float(total.mean()),
         scored=float((total if config.data.loss_on == "all" else rest.sum(axis=1)).mean()),
-        attended=float((prompt**2 / 2 + (rest**2 / 2 + rest * prompt[:, None]).sum(axis=1)).mean()),
+        attended=float(attended_keys(np.column_stack([prompt, rest])).mean()),
         row=_rounded(config.data.row_length or int(total.max())),
         assumed=None,
     )
