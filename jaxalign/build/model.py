@@ -29,7 +29,7 @@ def settled(config: RunConfig) -> RunConfig:
     config = resolve(config)
     problems = validate(config, devices=jax.device_count())
     if config.model.attention == "kernel" and jax.default_backend() == "cpu":
-        problems.append("model.attention: got 'kernel', expected auto, chunked or dense: CPUs have no attention kernel.")
+        problems.append("model.attention: got 'kernel', expected auto, chunked or dense: CPUs have no kernel for it.")
     if problems:
         raise ConfigError(problems)
     return config
