@@ -18,7 +18,7 @@ from jaxalign.training.reference_scorer import choose_rows
 SAMPLE = 1024
 """Examples of a set from which the shape of the rows of a scoring pass is read."""
 MOST_PLANNED = 20_000
-"""Steps that are looked at ahead. A longer run may meet a batch that needs one more size, which is counted."""
+"""Steps of a run whose sizes are read ahead. A batch that then fits none gets one more size, which is counted."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def lay_out(
     in_order = isinstance(batches, OrderedBatches)
     count = len(batches) if in_order else steps or -(-len(batches.examples) // batches.batch_size)
     programs = choose_programs(
-        [batches.sizes(step) for step in range(min(count, MOST_PLANNED))],
+        [batches.sizes(int(step)) for step in np.linspace(0, count - 1, min(count, MOST_PLANNED))],
         batches.examples.completions + batches.mismatched,
         multiple,
         steps=count,
@@ -99,11 +99,17 @@ def largest_example(examples: ExampleSet, mismatched: bool) -> tuple[int, int]:
     return largest[0] + partner, largest[1] + partner
 
 
-def row_work(decoder: DecoderConfig) -> Work:
-    """What the places of a row cost with this architecture, beside the products of a token with its layers' weights."""
+def row_work(decoder: DecoderConfig, attention: str = "auto") -> Work:
+    """What the places of a row cost with this architecture, beside the products of a token with its layers' weights.
+
+    Args:
+      decoder: the architecture.
+      attention: its form, `model.attention`; the dense one meets every key of its row.
+    """
     query, shared = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     layer = decoder.width * (2 * query + 2 * shared) + 3 * decoder.width * decoder.mlp_width
-    return Work(scored=float(np.round(decoder.width * decoder.vocab_size / (decoder.layers * layer), 3)))
+    scored = float(np.round(decoder.width * decoder.vocab_size / (decoder.layers * layer), 3))
+    return Work(scored, float(np.round(2 * query * 1024 / layer, 3))) if attention == "dense" else Work(scored)
 
 
 def scoring_layout(

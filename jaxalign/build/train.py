@@ -136,7 +136,8 @@ def _train(this: _Run, views: Mapping[str, View], manifest: Manifest) -> TrainRe
     trainable, shardings = parts.trainable, parts.shardings
     batches = shuffled(data.train, method, config, reference.attach["train"])
     multiple = plan.batch_size * config.train.microbatches
-    layout = lay_out(batches, multiple, config.data.row_length, steps, work=row_work(policy.config))
+    work = row_work(policy.config, config.model.attention)
+    layout = lay_out(batches, multiple, config.data.row_length, steps, work=work)
     packer = layout.packer(column_names(method, reference.reference.columns), plan.local_rows)
     iterator = training_iterator(batches, packer, steps)
     if fresh:

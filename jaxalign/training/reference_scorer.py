@@ -25,9 +25,14 @@ from jaxalign.types import Rows, Variables
 PLANNED = 512
 """Examples packed together, at least: of many, some fill every gap."""
 LENGTHS = (1.0, 1.25, 1.5, 2.0, 3.0)
-"""Row lengths that are tried, times the longest example."""
+"""Row lengths that are tried, times the longest example: beyond three of it rows are nearly full anyway."""
 ROOM = 1.1
 """Scored slots of a row over the mean: what fits them all would be empty in most."""
+PLACES = 1.5
+"""Examples that a row takes over the mean: a place costs next to nothing, too few of them make rows of short examples
+end early."""
+WITHIN = 1.02
+"""Of the least cost, what counts as equal: less than a first look at some examples can tell apart."""
 
 Members = tuple[tuple[int, ...], ...]
 """Of each row of a call, the indices of its examples."""
@@ -39,7 +44,7 @@ def choose_rows(
     """The shape of a row and the rows of a call, from the sizes of some examples, the largest among them.
 
     Long rows hold little padding, short ones keep attention cheap where it meets every pair of a row's tokens: what
-    costs the least, and the shortest of what is within 2 % of it.
+    costs the least, and the shortest of what costs hardly more.
 
     Args:
       tokens: of each example, at least one.
@@ -55,13 +60,13 @@ def choose_rows(
         length = round_length(int(times * max(tokens)))
         rows = max(1, math.ceil(sum(tokens) / length))
         slots = round_length(max(max(scored), math.ceil(ROOM * sum(scored) / rows)))
-        shape = RowShape(length, min(length, slots), max(1, math.ceil(1.5 * len(tokens) / rows)), completions)
+        shape = RowShape(length, min(length, slots), max(1, math.ceil(PLACES * len(tokens) / rows)), completions)
         count = len(plan_rows(tokens, scored, shape).rows)
         found.append((count * length * (1 + length / (6 * width)), count, shape))
         if count == 1:
             break
     least = min(cost for cost, _, _ in found)
-    _, count, shape = next(each for each in found if each[0] <= 1.02 * least)
+    _, count, shape = next(each for each in found if each[0] <= WITHIN * least)
     rows = math.ceil(count * min(batch_size, len(tokens)) / len(tokens))
     return shape, math.ceil(rows / multiple) * multiple
 
