@@ -34,8 +34,12 @@ def check_same_configuration(workdir: Path, config: RunConfig) -> bool:
     path = workdir / "config.json"
     if not any(workdir.glob("checkpoints/[0-9]*")) or not path.is_file():
         return False
-    changed = differences(resolve(read_json(path)), config)
+    before = resolve(read_json(path))
+    changed = differences(before, config)
     if changed:
+        modes = before.reference.mode, config.reference.mode
+        if modes == ("live", "cached"):  # runs of a version whose `auto` was live
+            changed.append("With reference.mode=live, what auto once meant, the run goes on as it began.")
         raise ConfigError(
             f"--workdir: {workdir} holds a run with another configuration. Give another folder, remove this one, or"
             f" continue its run with --workdir={workdir} alone. What differs:" + "".join(f"\n  {c}" for c in changed)

@@ -38,6 +38,18 @@ def test_another_configuration_is_refused(begun):
     assert problem.splitlines()[1:] == ["  method.beta: was 0.1, is 0.3.", "  train.steps: was 1, is 2."]
 
 
+def test_a_run_of_the_time_when_auto_was_live_says_how_to_go_on(begun):
+    start, folder = begun
+    path = folder / "run" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["reference"]["mode"] == "cached"
+    config["reference"]["mode"] = "live"
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="With reference.mode=live, what auto once meant, the run goes on"):
+        start()
+    start(reference__mode="live")
+
+
 def test_other_data_under_the_same_name_are_refused(begun):
     start, folder = begun
     lines = (folder / "pairs.jsonl").read_text().splitlines()
