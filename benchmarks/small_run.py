@@ -37,8 +37,12 @@ SIZES = {
     "medium": {
         "vocab_size": 32000, "width": 256, "layers": 4, "heads": 4, "kv_heads": 4, "head_dim": 64, "mlp_width": 688
     },
+    "135m": {
+        "vocab_size": 49152, "width": 576, "layers": 30, "heads": 9, "kv_heads": 3, "head_dim": 64, "mlp_width": 1536
+    },
 }  # fmt: skip
-"""Architectures, by the name that --model takes; 0.1, 1.2 and 11 million parameters (and 8 of them an embedding)."""
+"""Architectures, by the name that --model takes; 0.1, 1.2 and 11 million parameters (and 8 of them an embedding), and
+the shape of SmolLM-135M with a head of its own."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
