@@ -108,7 +108,7 @@ def need_libtpu(target: Target) -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             f"--target: {target.name} needs libtpu, the compiler for TPUs, which is not installed: "
-            "pip install 'jaxalign[plan]'. Or use --no-compile: memory and traffic are then estimated from shapes."
+            "pip install 'jaxalign[plan]'. What is printed is estimated from shapes, as --no-compile does it."
         )
 
 
@@ -171,7 +171,7 @@ def train_program(
 def scoring_program(config: RunConfig, decoder: DecoderConfig, sizes: RowSizes, plan: MeshPlan) -> Program:
     """One call of the pass that fills the reference's cache (`jaxalign.training.reference_scorer`), without values."""
     policy = make_policy(config, decoder, plan)
-    variables = placed(policy.abstract(), plan.tree_shardings(policy.axes(), policy.abstract()))
+    variables = _weights(config, policy, plan)
     rows = abstract_rows(sizes, (), None, config, plan)
     shape = RowShape(sizes.tokens, sizes.scored, sizes.examples, sizes.completions)
     function = RowScorer(policy, {}, shape, sizes.rows, plan).logps
@@ -236,16 +236,21 @@ def _reference(config: RunConfig, policy: Policy, other: DecoderConfig | None, p
             trainable=make_trainable(config),
         )
         return moving, {}
-    int8 = settings.quantization == "int8"
-    if settings.mode == "live" and settings.source == "policy" and policy.adapter is not None and not int8:
+    plain = settings.quantization == "none"
+    if settings.mode == "live" and settings.source == "policy" and policy.adapter is not None and plain:
         return references.shared(policy), {}
     if settings.mode == "live":
         theirs = policy if settings.source == "policy" or other is None else make_policy(config, other, plan)
-        shapes, axes = without_adapter(theirs.abstract()), without_adapter(theirs.axes())
-        return references.frozen(theirs), quantized(shapes, axes, plan) if int8 else placed(
-            shapes, plan.tree_shardings(axes, shapes)
-        )
+        return references.frozen(theirs), _weights(config, theirs, plan)
     return references.cached_sums() if settings.source == "prior" else references.cached(), {}
+
+
+def _weights(config: RunConfig, policy: Policy, plan: MeshPlan) -> Any:
+    """A reference's weights without values, in int8 where the run says so."""
+    shapes, axes = without_adapter(policy.abstract()), without_adapter(policy.axes())
+    if config.reference.quantization == "int8":
+        return quantized(shapes, axes, plan)
+    return placed(shapes, plan.tree_shardings(axes, shapes))
 
 
 def _needed(message: str) -> tuple[float, float | None] | None:

@@ -208,7 +208,7 @@ def plan(
 
 def _advice(work: Work, devices: Sequence[Any] | None, over: float) -> Advice | None:
     """The changes of least harm with which the pass fits: by estimate, scaled by how far it was off, then compiled."""
-    changes = list(mesh_changes(work.target.devices, work.decoder.heads, work.decoder.mlp_width))
+    changes = list(mesh_changes(work.target.devices, work.decoder))
     if work.trains:
         changes = [*CHANGES, *changes, ADAPTERS]
     failed: list[float] = []
@@ -241,7 +241,7 @@ def _fitting(work: Work, changes: Sequence[Change], over: float) -> Iterator[tup
             other = work.changed(chosen)
             estimated = other.estimate().total
         except ConfigError:
-            continue  # adapters with another reference, say
+            continue  # a mesh that other sizes of the configuration contradict
         if estimated * over <= work.target.memory:
             yield chosen, other, estimated
 

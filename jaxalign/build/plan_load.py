@@ -16,6 +16,7 @@ from jaxalign.build.row_layout import lay_out, row_work, scoring_layout
 from jaxalign.config import RunConfig
 from jaxalign.config_checks import DEFAULT_MAX_LENGTH
 from jaxalign.data.row_plans import RowProgram
+from jaxalign.data.row_shapes import round_length
 from jaxalign.data.sources import expand
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.methods import Layout, get_method
@@ -25,8 +26,6 @@ from jaxalign.planning.workload import Workload, batch_rows
 
 RANKED = 4
 """Completions of a ranking, where neither data nor data.max_completions tell."""
-MULTIPLE = 16
-"""Rows and slots are rounded up to multiples of it, as the packer does."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,9 @@ class Load:
         work = self.work
         fixed = config.data.row_length is not None
         rows, length = batch_rows(batch, work.tokens, work.row, split * parts, fixed=fixed)
-        row = rounded(length)
-        scored = rounded(min(row, row * work.scored / work.tokens))
+        row = round_length(math.ceil(length))
+        scored = min(row, round_length(math.ceil(row * work.scored / work.tokens)))
         return RowSizes(rows, row, scored, max(1, math.ceil(batch / rows), int(row // work.tokens)), self.completions)
-
-
-def rounded(tokens: float) -> int:
-    """A row's length, as the packer rounds it."""
-    return -(-math.ceil(tokens) // MULTIPLE) * MULTIPLE
 
 
 def planned_architecture(config: RunConfig, name: str | None = None) -> DecoderConfig:
@@ -127,7 +121,7 @@ def load_of(
             else f"up to {tokens} tokens an example: {completions} completions of data.max_length {length} "
             "(--tokens says it better)"
         )
-    row = rounded(config.data.row_length or tokens)
+    row = config.data.row_length or round_length(tokens)
     if row < tokens:
         raise ConfigError(f"--tokens: got {tokens}, expected at most data.row_length, {config.data.row_length}.")
     mean = float(tokens if mean_tokens is None else mean_tokens)
@@ -170,7 +164,7 @@ def _counted(config: RunConfig, data: CheckedData, mean: float | None, examples:
         rest = np.concatenate([rest, np.roll(rest[:, :1], 1, axis=0)], axis=1)
     total = prompt + rest.sum(axis=1)
     longest = int(total.max())
-    row = rounded(config.data.row_length or longest)
+    row = config.data.row_length or round_length(longest)
     scale = 1.0 if mean is None else mean / float(total.mean())
     work = Workload(
         examples=len(total) if examples is None else examples,

@@ -40,14 +40,15 @@ def _memory(plan: Plan) -> Iterator[str]:
         ("optimizer state", estimate.optimizer, None if given is None else given.optimizer),
         ("reference", estimate.reference, None if given is None else given.reference),
     ]
-    if plan.run_pass == "reference":
+    train = plan.run_pass == "train"
+    if not train:
         kinds = [("reference", estimate.weights, None if given is None else given.reference)]
     kinds += [
-        ("gradients", estimate.gradients, None),
+        ("sums over micro-batches", estimate.sums, None),
         ("weights cast for use", estimate.copies, None),
-        ("weights gathered for use", estimate.gathered, None),
-        ("activations", estimate.activations, None),
-        ("scoring", estimate.scoring, None),
+        ("activations kept", estimate.kept, None),
+        (f"{'gradients, ' if train else ''}a block at work", estimate.blocks, None),
+        ("or scoring at work, if larger", estimate.scoring, None),
     ]
     for name, size, known in kinds:
         if size or known:

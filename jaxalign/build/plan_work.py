@@ -112,7 +112,7 @@ class Work:
 
     def estimate(self) -> Parts:
         """Bytes of a device, from shapes."""
-        parts = self.config.train.microbatches if self.trains else 1
+        parts = self.config.train.microbatches if self.trains else 1  # the pass takes its rows at once
         config = dataclasses.replace(self.config, train=dataclasses.replace(self.config.train, microbatches=parts))
         mesh = self.mesh
         return step_memory(
@@ -129,9 +129,13 @@ class Work:
 
     @property
     def shares(self) -> bool:
-        """Whether the reference is the frozen weights under the adapters."""
-        config = self.config
-        return config.adapter.kind != "none" and (config.reference.source, config.reference.mode) == ("policy", "live")
+        """Whether the reference is the frozen weights under the adapters; one in int8 is a copy."""
+        kind, reference = self.config.adapter.kind, self.config.reference
+        return kind != "none" and (reference.source, reference.mode, reference.quantization) == (
+            "policy",
+            "live",
+            "none",
+        )
 
     def made(self, devices: Sequence[Any] | None) -> ahead.Program | None:
         """The program, without values."""
@@ -153,8 +157,9 @@ class Work:
     def device_flops(self) -> float:
         """Operations that a device does."""
         rows = self.rows
-        total = executed.done(self.config, self.decoder, self.other, rows.rows, rows.tokens, rows.scored, self.trains)
-        return total / self.target.devices
+        shape = rows.rows, rows.tokens, rows.scored
+        kind = self.target.kind
+        return executed.done(self.config, self.decoder, self.other, *shape, self.trains, kind) / self.target.devices
 
     def moved(self) -> float:
         """Bytes that a device reads and writes, at least."""
@@ -163,8 +168,8 @@ class Work:
         passes = self._passes() + (self.other is not None)
         weights = passes * 2 * sizes(self.decoder).total / mesh["tensor"] * computed
         parts = config.train.microbatches if self.trains else 1
-        state = 2 * (estimate.weights + estimate.optimizer + estimate.gradients) if self.trains else estimate.weights
-        return state + parts * (weights + 2 * estimate.activations + 2 * estimate.scoring)
+        state = 2 * (estimate.weights + estimate.optimizer + estimate.sums) if self.trains else estimate.weights
+        return state + parts * (weights + 2 * (estimate.kept + estimate.blocks + estimate.scoring))
 
     def _passes(self) -> int:
         if not self.trains:

@@ -57,7 +57,7 @@ def configuration(args: Namespace) -> RunConfig:
 
 
 def plan(args: Namespace) -> int:
-    """Prints a plan for each target."""
+    """Prints a plan for each target; from shapes, and an error at the end, where the compiler is missing."""
     from jaxalign.planning.targets import target
 
     for name, value in (
@@ -85,12 +85,15 @@ def plan(args: Namespace) -> int:
     from jaxalign.build.plan import plan as make
     from jaxalign.build.plan_text import plan_lines
 
-    if not args.no_compile:
-        for each in targets:
-            if each.kind == "tpu":
-                need_libtpu(each)
+    missing = None
     plans = []
     for i, each in enumerate(targets):
+        compiling = not args.no_compile and each.kind == "tpu"
+        try:
+            if compiling:
+                need_libtpu(each)
+        except ConfigError as error:
+            compiling, missing = False, error
         found = make(
             config,
             each,
@@ -98,7 +101,7 @@ def plan(args: Namespace) -> int:
             tokens=args.tokens,
             mean_tokens=args.mean_tokens,
             examples=args.examples,
-            compiling=not args.no_compile,
+            compiling=compiling,
             searching=not args.no_search,
             mfu=args.mfu,
             price=args.price,
@@ -107,4 +110,6 @@ def plan(args: Namespace) -> int:
         print("\n".join([*([""] if i else []), *plan_lines(found)]), flush=True)
         if args.out is not None:  # after each, since compiling takes minutes
             Path(args.out).write_text(json.dumps([p.as_dict() for p in plans], indent=2) + "\n", encoding="utf-8")
+    if missing is not None:  # what shapes tell has been printed
+        raise missing
     return 0

@@ -49,10 +49,7 @@ def automatic(
 
     The GPU's kernel has been run by no GPU yet: it is used where it is asked for by name.
     """
-    if query.shape[1] <= DENSE_LENGTH:
-        form = dense
-    else:
-        form = kernel if _platform() == "tpu" else chunked
+    form = FORMS[form_name("auto", query.shape[1], _platform())]
     return form(query, key, value, ranges, window, soft_cap=soft_cap, scale=scale)
 
 
@@ -68,6 +65,15 @@ def attention_form(name: str) -> AttentionForm:
     if name not in FORMS:
         raise ModelError(f"attention {name!r} is unknown, expected one of {tuple(FORMS)}.{did_you_mean(name, FORMS)}")
     return FORMS[name]
+
+
+def form_name(name: str, length: int, platform: str) -> str:
+    """The form that a name stands for: "auto" depends on a row's tokens and on the devices ("cpu", "gpu", "tpu")."""
+    if name != "auto":
+        return name
+    if length <= DENSE_LENGTH:
+        return "dense"
+    return "kernel" if platform == "tpu" else "chunked"
 
 
 def _platform() -> str:

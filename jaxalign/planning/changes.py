@@ -7,7 +7,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxalign.config import RunConfig
+from jaxalign.config import RunConfig, resolve
+from jaxalign.config_checks import cross_checks
+from jaxalign.models.decoder_config import DecoderConfig
 
 
 class Change(NamedTuple):
@@ -48,18 +50,23 @@ CHANGES_RESULTS = 20
 ADAPTERS = _change(30, "other training: low-rank adapters instead of all weights", adapter={"kind": "lora"})
 
 
-def mesh_changes(devices: int, heads: int, mlp: int) -> tuple[Change, ...]:
+def mesh_changes(devices: int, decoder: DecoderConfig) -> tuple[Change, ...]:
     """Other meshes of the same devices: no copies of the weights, and matrix products that share an example."""
     found = [_change(0.5, "nothing, if the interconnect keeps up", mesh={"data": 1, "fsdp": -1, "tensor": 1})]
     for i, size in enumerate((2, 4, 8)):
-        if devices % size == 0 and heads % size == 0 and mlp % size == 0:
+        if devices % size == 0 and shares_heads(decoder, size):
             change = _change(3 + i, "activations travel in every layer", mesh={"data": 1, "fsdp": -1, "tensor": size})
             found.append(change._replace(name=f"mesh.tensor={size}"))
     return tuple(found)
 
 
+def shares_heads(decoder: DecoderConfig, tensor: int) -> bool:
+    """Whether so many devices can share the heads of attention, also those of the keys, and the hidden layers."""
+    return not any(size % tensor for size in (decoder.heads, decoder.kv_heads, decoder.mlp_width))
+
+
 def candidates(config: RunConfig, changes: Iterable[Change], most: int = 4) -> Iterator[tuple[Change, ...]]:
-    """Sets of changes that change this run, the smallest harm first."""
+    """Sets of changes that change this run and let it start, the smallest harm first."""
     useful = [change for change in changes if changed(config, [change]) != config]
     sets = []
     for count in range(1, most + 1):
@@ -67,8 +74,11 @@ def candidates(config: RunConfig, changes: Iterable[Change], most: int = 4) -> I
             fields = [(section, field) for change in chosen for section, of in change.values.items() for field in of]
             if len(set(fields)) == len(fields):
                 sets.append(chosen)
+    known = set(cross_checks(resolve(config)))  # what a plan does without: data, a tokenizer
     # Of equal harm the fewer changes, in the order of the list.
-    yield from sorted(sets, key=lambda chosen: (sum(change.harm for change in chosen), len(chosen)))
+    for chosen in sorted(sets, key=lambda chosen: (sum(change.harm for change in chosen), len(chosen))):
+        if known.issuperset(cross_checks(resolve(changed(config, chosen)))):
+            yield chosen
 
 
 def nearest_changes(

@@ -1,7 +1,7 @@
 """Operations of a step: those that the model needs, and those that the devices do.
 
-What is done and not needed: padding of rows, keys that the chunked attention computes and masks, products that the
-backward pass makes again. Counted as in `jaxalign.planning.flops`.
+What is done and not needed: padding of rows, keys that attention computes and masks, products that the backward pass
+makes again. Counted as in `jaxalign.planning.flops`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ import math
 
 from jaxalign.config import RunConfig
 from jaxalign.methods import get_method
-from jaxalign.models.attention_forms import DENSE_LENGTH
+from jaxalign.models.attention_forms import form_name
 from jaxalign.models.chunked_attention import BLOCK
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning import flops
 from jaxalign.planning.memory import sizes
 from jaxalign.planning.workload import Workload
+
+BACKWARD = {"dense": 2.0, "chunked": 2.5, "kernel": 3.5}
+"""Operations of the backward pass of attention over those of the forward pass, which has two products: four of its own,
+and the scores made again once, or by a kernel for the queries' gradient and one for the keys' each, with one more."""
+BLOCKS = {"chunked": BLOCK, "kernel": 256}
+"""Tokens of a block: what a computed pair of blocks wastes at the diagonal. The kernel's are 128 to 512."""
 
 
 def needed(
@@ -27,7 +33,7 @@ def needed(
     *,
     train: bool,
 ) -> float:
-    """Operations that the model needs for so many examples: a forward pass, and in training a backward pass of two."""
+    """Operations that the model needs for so many examples: of a forward pass, or of training."""
     if not train:
         return examples * flops.forward(decoder, work.tokens, work.scored, work.attended)
     sizes = {"tokens": work.tokens, "scored": work.scored, "attended": work.attended}
@@ -42,8 +48,9 @@ def done(
     row: int,
     scored: int,
     train: bool,
+    platform: str,
 ) -> float:
-    """Operations that all devices do in a step together, with the attention in its XLA form.
+    """Operations that all devices do in a step together.
 
     Args:
       config: the run.
@@ -53,22 +60,27 @@ def done(
       row: places of a row.
       scored: scored slots of a row.
       train: whether there is a backward pass.
+      platform: "tpu" or "gpu": what the automatic attention goes by.
     """
-    products, attention, head = _forward(decoder, rows, row, scored)
+    form = form_name(config.model.attention, row, platform)
+    products, attention, head = _forward(decoder, rows, row, scored, form)
     if not train:
         return products + attention + head
     again = config.model.remat == "full"
     coupled = get_method(config.method.name).batch_coupled and config.train.microbatches > 1
     backward = 2 if config.adapter.kind == "none" else 1
-    # The chunked attention makes its scores again whatever remat says, and scoring its logits.
-    total = products * (1 + backward + again) + attention * (1 + 2 + 1 + again) + head * (1 + backward + 1)
+    # Only "dots" keeps what attention gave, and of the dense form nobody does.
+    attention_again = config.model.remat == "full" or (config.model.remat == "dots" and form == "dense")
+    # Scoring makes its logits again whatever remat says.
+    total = products * (1 + backward + again) + head * (1 + backward + 1)
+    total += attention * (1 + BACKWARD[form] + attention_again)
     total += (products + attention + head) * coupled
-    return total + (sum(_forward(other, rows, row, scored)) if other is not None else 0.0)
+    return total + (sum(_forward(other, rows, row, scored, form)) if other is not None else 0.0)
 
 
-def _forward(decoder: DecoderConfig, rows: int, row: int, scored: int) -> tuple[float, float, float]:
+def _forward(decoder: DecoderConfig, rows: int, row: int, scored: int, form: str) -> tuple[float, float, float]:
     """Products with weights, attention, head."""
-    keys = rows * row * row * computed_share(row)
+    keys = rows * row * row * computed_share(row, form)
     return (
         2.0 * sizes(decoder).blocks * rows * row,
         4.0 * decoder.heads * decoder.head_dim * decoder.layers * keys,
@@ -76,12 +88,12 @@ def _forward(decoder: DecoderConfig, rows: int, row: int, scored: int) -> tuple[
     )
 
 
-def computed_share(row: int) -> float:
-    """Share of all pairs of a query and a key that the automatic form of attention computes at most.
+def computed_share(row: int, form: str) -> float:
+    """Share of all pairs of a query and a key that a form of attention computes at most.
 
     That is where one segment fills the row; blocks that do not meet are skipped.
     """
-    if row <= DENSE_LENGTH:
+    if form == "dense":
         return 1.0
-    blocks = math.ceil(row / BLOCK)
+    blocks = math.ceil(row / BLOCKS[form])
     return (blocks + 1) / (2 * blocks)

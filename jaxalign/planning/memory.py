@@ -5,28 +5,29 @@ What is counted, per device, with full sharding over ``fsdp`` and ``tensor``:
 =============  =================================================================================================
 weights        ``model.param_dtype``, split over fsdp x tensor
 optimizer      its float32 moments (adamw 2, lion, rmsprop and sgd 1, adafactor about none), split likewise
-gradients      as the weights; twice with micro-batches, which add to a sum
+sums           gradients of micro-batches, split likewise; nothing with one
 copies         of the weights in ``model.dtype``, split likewise: the compiler casts them once, before the loops
 reference      a live or moving copy of the weights, split likewise; nothing for a cached one
-gathered       what fsdp gathers for use, in ``model.dtype``: two thirds of a layer at once, or a block of the head
-activations    what the backward pass keeps of every layer: with remat ``full`` the block's input, with ``dots`` the
-               products' results, with ``none`` everything; and one block's own
-scoring        states of the scored tokens, and three float32 arrays of logits ``[rows, 128, vocabulary <= 65536]``
+kept           what the backward pass keeps of every layer: with remat ``full`` the block's input, with ``dots`` the
+               products' results, with ``none`` everything
+blocks         at work in the blocks: the gradients, one block's own activations, and what fsdp gathers of a layer
+scoring        at work in scoring: the states of the scored tokens with their gradient, three float32 tiles of logits
+               (`jaxalign.vocabulary_tiles`), and a gathered block of the head with its gradient
 =============  =================================================================================================
+
+Blocks and scoring are at work one after the other: the larger of them counts.
 
 Measured against `jax.stages.Compiled.memory_analysis` (arguments plus temporaries) of the same step:
 
-* compiled ahead of time for TPU v5e (libtpu 0.0.52), Mistral-7B, float32 and AdamW, remat ``full``, a cached reference:
-  on 16 chips with four rows of 2048 tokens each, on 64 chips with four rows and with one: docs/planning.md has the
-  table. The constants `COPIES`, `WORKING` and `GATHERED` come from these;
-* on eight simulated CPU devices, 4 and 25 million parameters, float32: see tests/studies/test_cost.py.
+* compiled ahead of time for TPU v5e (libtpu 0.0.52): docs/planning.md has the table, and says which of its programs
+  the constants `COPIES`, `WORKING` and `GATHERED` come from;
+* on eight simulated CPU devices, 4 million parameters, float32: see tests/studies/test_cost.py.
 
 Other compilers share memory between arrays in other ways; GPUs were not measured.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ import jax
 from jaxalign.config import RunConfig
 from jaxalign.logprobs import tile_shape
 from jaxalign.models.adapters import Adapter
+from jaxalign.models.attention_forms import form_name
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
 
@@ -46,6 +48,8 @@ WORKING = 2 / 3
 """Of a block's arrays, those that exist at once in its backward pass."""
 GATHERED = 2 / 3
 """Of a layer's weights, what is gathered at once."""
+SCORES = 3
+"""Float32 arrays of scores, ``[rows, H, T, T]``, that the dense attention of a block holds at once."""
 MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "rmsprop": 1, "sgd": 1, "adafactor": 0}
 
 
@@ -101,17 +105,18 @@ class Parts:
 
     weights: float
     optimizer: float
-    gradients: float
+    sums: float
     copies: float
     reference: float
-    gathered: float
-    activations: float
+    kept: float
+    blocks: float
     scoring: float
 
     @property
     def total(self) -> float:
-        """Their sum."""
-        return sum(dataclasses.astuple(self))
+        """Of what is there all the time, and the larger of what is at work in the blocks and in scoring."""
+        always = self.weights + self.optimizer + self.sums + self.copies + self.reference + self.kept
+        return always + max(self.blocks, self.scoring)
 
 
 def step_memory(
@@ -139,51 +144,65 @@ def step_memory(
     """
     data, fsdp, tensor = mesh
     shards = fsdp * tensor
-    stored, computed = BYTES[config.model.param_dtype], BYTES[config.model.dtype]
+    computed = BYTES[config.model.dtype]
     count = sizes(decoder)
-    own = count.total * stored / shards
+    own = count.total * BYTES[config.model.param_dtype] / shards
     local = math.ceil(rows / (data * fsdp)) / config.train.microbatches
     tokens = local * row
+    kept, working = _per_token(decoder, config.model.remat if train else "forward", tensor)
     largest = max(sizes(d).blocks / d.layers for d in (decoder, *([reference] if reference else ())))
-    copies = count.total / shards * computed * COPIES if stored != computed else 0.0
-    kept, working = _per_token(decoder, config.model.remat if train else "forward", tensor, row)
-    tile = tile_shape(math.ceil(local * scored), math.ceil(decoder.vocab_size / tensor), "tpu")
-    logits = 3 * tile.tokens * tile.entries * 4
-    states = local * scored * decoder.width * computed
     layer = GATHERED * largest / tensor * computed if shards > 1 else 0.0
+    tile = tile_shape(math.ceil(local * scored), math.ceil(decoder.vocab_size / tensor), "tpu")
+    states = local * scored * decoder.width * computed
     # The head is gathered, and its gradient made and scattered, a block of the vocabulary at a time.
     head = decoder.width * tile.entries * (computed + 4 * train) if shards > 1 else 0.0
+    scoring = 3 * tile.tokens * tile.entries * 4 + (1 + train) * states + head
+    blocks = tokens * working * computed + layer
+    if form_name(config.model.attention, row, "tpu") == "dense":
+        scores = local * decoder.heads / tensor * row * row * 4
+        blocks += SCORES * scores
     if not train:
-        return Parts(own, 0, 0, copies / 2, 0, max(layer, head), tokens * (kept + working) * computed, logits + states)
-    adapted = config.adapter.kind != "none"
+        own, int8 = reference_bytes(config, decoder) / shards, config.reference.quantization == "int8"
+        return Parts(own, 0, 0, _copied_bytes(config, decoder, int8=int8) / shards, 0, 0, blocks, scoring)
     trained, moments = own, MOMENTS[config.optimizer.name] * count.total * 4 / shards
-    if adapted:
+    if config.adapter.kind != "none":
         settings = config.adapter
         adapter = Adapter(settings.rank, settings.alpha, settings.targets, settings.rslora)
         trained = adapter_size(decoder, adapter, fsdp, tensor) * 4
         moments = MOMENTS[config.optimizer.name] * trained
         own += trained
-    total = trained if config.train.microbatches > 1 else 0.0
     return Parts(
         weights=own,
         optimizer=moments,
-        gradients=total + trained,
-        copies=copies,
-        reference=0 if reference is None else sizes(reference).total * _reference_bytes(config) / shards,
-        gathered=max(layer, head),
-        activations=tokens * (decoder.layers * kept + working) * computed,
-        scoring=logits + 2 * states,
+        sums=trained if config.train.microbatches > 1 else 0.0,
+        copies=_copied_bytes(config, decoder) * COPIES / shards,
+        reference=0 if reference is None else reference_bytes(config, reference) / shards,
+        kept=tokens * decoder.layers * kept * computed,
+        blocks=trained + blocks,
+        scoring=scoring,
     )
 
 
-def _reference_bytes(config: RunConfig) -> int:
-    if config.reference.quantization == "int8":
-        return 1
-    moving = config.reference.mode == "moving" and config.reference.dtype
-    return BYTES[config.reference.dtype if moving and config.reference.dtype else config.model.param_dtype]
+def reference_bytes(config: RunConfig, decoder: DecoderConfig) -> float:
+    """Bytes of a reference's weights on all devices together; int8 is for the projections of its blocks."""
+    settings, count = config.reference, sizes(decoder)
+    whole = BYTES[config.model.param_dtype]
+    if settings.quantization == "int8":
+        return count.blocks + (count.embedding + count.head) * whole
+    if settings.mode == "moving" and settings.dtype:
+        whole = BYTES[settings.dtype]
+    return count.total * whole
 
 
-def _per_token(decoder: DecoderConfig, remat: str, tensor: int, row: int) -> tuple[float, float]:
+def _copied_bytes(config: RunConfig, decoder: DecoderConfig, *, int8: bool = False) -> float:
+    """Bytes of one copy of the weights in the arithmetic's precision; nothing where they have it."""
+    if config.model.param_dtype == config.model.dtype:
+        return 0.0
+    count = sizes(decoder)
+    return (count.embedding + count.head if int8 else count.total) * BYTES[config.model.dtype]
+
+
+def _per_token(decoder: DecoderConfig, remat: str, tensor: int) -> tuple[float, float]:
     """Numbers that are kept of each layer, and those of the one block that is at work, for each token."""
     width, mlp = decoder.width, decoder.mlp_width / tensor
     query = decoder.heads * decoder.head_dim / tensor
@@ -191,5 +210,7 @@ def _per_token(decoder: DecoderConfig, remat: str, tensor: int, row: int) -> tup
     products = query + 2 * value + width + 2 * mlp + width
     everything = products + 6 * width + 6 * query + 2 * mlp
     unfused = 2 * width + 3 * query + 2 * mlp  # casts, masks and products that are kept where nothing is made again
-    kept = {"none": everything + unfused, "dots": width + products, "full": width, "forward": width}[remat]
+    if remat == "forward":
+        return 0.0, width + products
+    kept = {"none": everything + unfused, "dots": width + products, "full": width}[remat]
     return kept, WORKING * everything if remat in ("full", "dots") else products

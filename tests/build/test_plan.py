@@ -19,8 +19,8 @@ from jaxalign.config import from_dict, resolve
 from jaxalign.errors import ConfigError
 from jaxalign.models.adapters import Adapter
 from jaxalign.models.config_json import parse_config
-from jaxalign.planning.changes import CHANGES, candidates, changed
-from jaxalign.planning.memory import adapter_size, sizes, step_memory
+from jaxalign.planning.changes import CHANGES, candidates, changed, mesh_changes
+from jaxalign.planning.memory import adapter_size, reference_bytes, sizes, step_memory
 from jaxalign.planning.targets import GIB, target
 from jaxalign.training.mesh import make_mesh
 
@@ -99,6 +99,53 @@ def test_changes_come_in_the_order_of_their_harm_and_never_contradict():
     assert all("remat" not in change.name for chosen in candidates(full, CHANGES) for change in chosen)
 
 
+def test_nothing_is_advised_that_could_not_start():
+    # tdpo1 compares whole distributions, which no cache holds; three key heads cannot be shared by two devices.
+    tdpo = resolve(seven(method={"name": "tdpo1"}, reference={"mode": "live"}))
+    sets = list(candidates(tdpo, CHANGES))
+    assert sets
+    assert all("reference.mode=cached" not in change.name for chosen in sets for change in chosen)
+    odd = parse_config(
+        {**TINY, "num_attention_heads": 6, "hidden_size": 96, "num_key_value_heads": 3}, generation={}, where="here"
+    )
+    assert [change.name for change in mesh_changes(8, odd)] == ["mesh.data=1 mesh.fsdp=-1 mesh.tensor=1"]
+
+
+def test_int8_weights_are_planned_as_they_run():
+    """Under adapters a copy beside the frozen weights; in the reference pass in place of them."""
+    int8 = {"quantization": "int8"}
+    lora = {"adapter": {"kind": "lora"}}
+    live = shapes_only(seven(reference={"mode": "live", **int8}, **lora), "v5e:4x4")
+    shared = shapes_only(seven(reference={"mode": "live"}, **lora), "v5e:4x4")
+    assert shared.estimate.reference == 0
+    assert live.estimate.reference == pytest.approx((6.98e9 + 2 * 32000 * 4096 * 4) / 16, rel=0.01)
+    whole, narrow = (
+        shapes_only(seven(reference=settings), "v5e:4x4", run_pass="reference").estimate for settings in ({}, int8)
+    )
+    assert narrow.weights == pytest.approx(live.estimate.reference)
+    assert narrow.total < whole.total / 2
+    pytest.importorskip("qwix")
+    config, decoder = (
+        resolve(
+            from_dict(
+                {"model": {"path": "some/model"}, "data": {"train": ["x"]}, "reference": {"mode": "cached", **int8}}
+            )
+        ),
+        parse_config(TINY, generation={}, where="here"),
+    )
+    program = ahead.scoring_program(
+        config, decoder, RowSizes(8, 32, 16, 2, 2), make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    )
+    assert program.arguments.reference == pytest.approx(reference_bytes(config, decoder), rel=0.05)
+
+
+def test_attention_counts_by_its_form():
+    auto, dense = (shapes_only(seven(model={"attention": form}), "v5e:4x4") for form in ("auto", "dense"))
+    scores = 4 * 32 * 2048**2 * 4  # four rows a device
+    assert dense.estimate.blocks - auto.estimate.blocks >= 2 * scores
+    assert dense.device_flops > auto.device_flops
+
+
 def test_gpus_are_planned_by_shapes_and_say_so():
     found = shapes_only(seven(), "8xH100")
     assert found.fits
@@ -112,7 +159,7 @@ def test_the_reference_pass_holds_the_reference_alone():
     config = seven(model={"path": "meta-llama/Meta-Llama-3-70B-Instruct"})
     found = shapes_only(config, "v5e:8x8", run_pass="reference", examples=1000)
     assert found.fits
-    assert (found.estimate.optimizer, found.estimate.gradients) == (0, 0)
+    assert (found.estimate.optimizer, found.estimate.kept) == (0, 0)
     assert found.estimate.weights == pytest.approx(70.55e9 * 4 / 64, rel=1e-3)
     assert found.model_flops == pytest.approx(2 * 70.55e9 * found.rows.rows * 2048, rel=0.05)
     with pytest.raises(ConfigError, match="computes none"):
@@ -199,10 +246,14 @@ def test_the_verb_tells_all_that_is_wrong(architecture, tmp_path, capsys):
     assert "whose architecture is not known here" in capsys.readouterr().err
 
 
-def test_without_libtpu_it_says_what_to_install(architecture, tmp_path, capsys, monkeypatch):
+def test_without_libtpu_it_plans_from_shapes_and_says_what_to_install(architecture, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["plan", f"--config={_config(tmp_path, architecture)}", "--target=v5e:2x2", "--tokens=64"]) == 2
-    assert "pip install 'jaxalign[plan]'" in capsys.readouterr().err
+    command = ["plan", f"--config={_config(tmp_path, architecture)}", "--target=v5e:2x2,8xH100", "--tokens=64"]
+    assert main(command) == 2
+    said = capsys.readouterr()
+    assert "pip install 'jaxalign[plan]'" in said.err
+    assert "v5e:2x2: train step" in said.out
+    assert "8xH100: train step" in said.out
 
 
 @pytest.mark.slow

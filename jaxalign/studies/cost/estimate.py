@@ -20,7 +20,7 @@ from jaxalign.methods import get_method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning import flops
 from jaxalign.planning.architectures import cached_file, hub_architecture
-from jaxalign.planning.changes import nearest_changes
+from jaxalign.planning.changes import nearest_changes, shares_heads
 from jaxalign.planning.memory import Parts, sizes, step_memory
 from jaxalign.planning.targets import GIB, TARGETS, Target
 from jaxalign.planning.workload import FILL, Workload, batch_rows
@@ -301,7 +301,7 @@ def _padding(
 
 
 def _divides(decoder: DecoderConfig, target: Target, tensor: int) -> bool:
-    return target.devices % tensor == 0 and decoder.heads % tensor == 0 and decoder.mlp_width % tensor == 0
+    return target.devices % tensor == 0 and shares_heads(decoder, tensor)
 
 
 def _mesh(config: RunConfig, devices: int, tensor: int | None) -> tuple[int, int, int]:
