@@ -89,7 +89,8 @@ class ReferenceConfig:
         Literal["auto", "live", "cached", "moving"],
         "live = computed in every step; cached = computed once, before training, for what the run will show, and kept"
         " on disk for other runs; moving = a copy that follows the policy; auto = cached, but live where the method"
-        " compares whole next-token distributions.",
+        " compares whole next-token distributions. Cached numbers come from other rows than a step's: in bfloat16 they"
+        " round differently (docs/adapters.md says by how much), where live ones agree to the last bit at step 0.",
     ] = "auto"
     update_every: Annotated[int, "Steps between two moves of a moving reference.", Range(ge=1)] = 512
     update_rate: Annotated[
@@ -99,8 +100,7 @@ class ReferenceConfig:
     quantization: Annotated[
         Literal["none", "int8"],
         "int8 = the matrices of the reference's blocks and what they are multiplied with in 8 bits (needs qwix, extra"
-        " `quantization`). On a model of 0.26 M parameters, whose numbers are the coarsest, a completion of 35 tokens"
-        " (-147 nats) was off by 0.37 nats in the median and 2.1 at most; bfloat16 alone by 0.19 and 1.3.",
+        " `quantization`); docs/adapters.md has its measured error.",
     ] = "none"
     cache_dir: Annotated[
         str | None,
