@@ -1,14 +1,15 @@
 """What the training loop adds to the bare compiled step, whether data starve it, and how fast a run starts again.
 
     python benchmarks/loop.py [--model=small] [--steps=40] [--rounds=5]
-    python benchmarks/loop.py --start [--rounds=3]
+    python benchmarks/loop.py --start [--model=small] [--steps=40] [--rounds=3]
 
 The first alternates rounds of the bare step on one batch that lies on the device with rounds of the loop over all
 batches, which packs, transfers, dispatches, reads metrics and writes them to disk. All batches have one size, so the
 devices do the same. Processor seconds hold the packing, which has cores of its own where there are some.
 
-The second starts processes that train one step of a small written model, with an empty compilation cache and then with
-what the first one left there, and tells what they spend until the step has been computed.
+The second starts processes that train one step of a written model, with an empty compilation cache and then with what
+the first one left there, and tells what they spend until the step has been computed. A run of more steps compiles for
+more sizes of rows, up to six.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def write_world(folder: Path, args: argparse.Namespace) -> Path:
         "model": {"path": str(folder / "model"), "dtype": args.dtype},
         "data": {"train": [str(folder / "pairs.jsonl")], "eval_size": 0},
         "method": {"name": args.method},
-        "train": {"batch_size": args.batch, "steps": max(1, args.pairs // args.batch)},
+        "train": {"batch_size": args.batch, "steps": args.steps},
         "logging": {"progress": False, "tensorboard": False},
     }
     (folder / "config.json").write_text(json.dumps(config))
@@ -208,7 +209,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--steps", type=int, default=40, help="a round")
+    parser.add_argument("--steps", type=int, default=40, help="a round; of a run that --start starts")
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--start", action="store_true", help="measure starting instead")
     parser.add_argument("--method", default="dpo", help="of the runs that --start starts")
