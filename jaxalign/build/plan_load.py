@@ -191,8 +191,8 @@ def _largest(config: RunConfig, data: CheckedData) -> Callable[[int, int | None]
         decoder = planned_architecture(config)
         if batch is None:
             batches = shuffled(data.train, method, config)
-            steps = training_steps(config, data)
-            return lay_out(batches, multiple, config.data.row_length, steps, work=row_work(decoder)).programs[-1]
+            steps, work = training_steps(config, data), row_work(decoder, config.model.attention)
+            return lay_out(batches, multiple, config.data.row_length, steps, work=work).programs[-1]
         sets = [data.train] if data.held_out is None else [data.train, data.held_out]
         shape, rows = scoring_layout(sets, method.mismatched, batch_size=batch, multiple=multiple, width=decoder.width)
         return RowProgram(rows, shape)

@@ -1,6 +1,7 @@
 """Rates under a clock of our own, and a measured peak that is possible."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,14 @@ def test_rates_by_hand():
             "perf/mfu": 0.1,
         }
     )
+
+
+def test_every_rate_is_documented():
+    throughput = Throughput((1.0, 1.0), 1.0)
+    throughput.add(1, 1)
+    throughput.add(1, 1, 0.0, 1, 1, 1)
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert all(f"| `{name}` |" in page for name in throughput.rates())
 
 
 def test_each_look_starts_anew():
