@@ -106,8 +106,8 @@ class Division(NamedTuple):
 
     @property
     def platform(self) -> str:
-        """Of the devices: the mesh's, which may be one to compile for ahead of time."""
-        device = None if self.mesh is None else self.mesh.abstract_device
+        """Of the devices: those of `jax.set_mesh`, also a mesh of one, which may be to compile for ahead of time."""
+        device = jax.sharding.get_abstract_mesh().abstract_device
         return jax.default_backend() if device is None else device.platform
 
     def local(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from jaxalign.data.rows import build_rows
 from jaxalign.logprobs import STATISTICS, Distribution, completion_sums, token_scores
 from jaxalign.training.mesh import make_mesh
 from jaxalign.training.scoring import by_completion, completion_lengths
-from jaxalign.vocabulary_tiles import LARGE_TILE_BYTES, TILE_BYTES, tile_shape
+from jaxalign.vocabulary_tiles import LARGE_TILE_BYTES, MESH_AXES, TILE_BYTES, Division, tile_shape
 from tests.training.conftest import examples_for
 
 R, T, S, D, V = 2, 11, 7, 6, 50
@@ -163,6 +163,13 @@ def test_tiles_keep_to_their_size_and_waste_little(tokens, vocabulary, platform)
     assert tile.entries <= vocabulary
     most = TILE_BYTES.get(platform, LARGE_TILE_BYTES) // (4 * tile.tokens)
     assert -(-vocabulary // tile.entries) <= 2 * -(-vocabulary // most) + 1
+
+
+def test_tiles_are_those_of_the_devices_that_are_compiled_for_also_of_one():
+    chip = jax.sharding.AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=chip)):
+        assert Division.of(MESH_AXES, 4, (8, 16)).platform == "tpu"
+    assert Division().platform == "cpu"
 
 
 def test_on_a_mesh_every_device_keeps_to_its_rows_and_its_vocabulary():
