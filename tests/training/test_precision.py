@@ -6,17 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.data.records import Example
+from jaxalign.data.row_plans import RowShape
+from jaxalign.data.rows import build_rows
 from jaxalign.methods import METHODS
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
 from jaxalign.training import references
 from jaxalign.training.readings import read
+from jaxalign.training.scoring import score
 from jaxalign.types import Rows
 
 CONFIG = DecoderConfig(
     vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, max_positions=64,
     qk_norm=True, soft_cap=30.0,
 )  # fmt: skip
+STORY = (
+    "Once upon a time there was a little girl who liked to play outside in the sun with her small red ball. One day "
+    "the ball rolled into the garden of an old man, and she was afraid to ask for it."
+)
 DELICATE = {
     "exp",
     "log",
@@ -81,8 +89,7 @@ def test_the_log_ratio_of_one_model_is_zero_and_its_error_between_two_is_bounded
     from jaxalign.models.huggingface import load_variables, read_config
 
     folder = shared_data / "lm-stories260k" / "hf"
-    text = "Once upon a time there was a little girl who liked to play outside in the sun with her small red ball."
-    tokens = np.asarray([load_tokenizer(folder).encode(text)])
+    tokens = np.asarray([load_tokenizer(folder).encode(STORY)[:38]])
     ratios = {}
     for dtype in ("float32", "bfloat16"):
         policy = build_policy(read_config(folder), dtype=dtype)
@@ -104,3 +111,22 @@ def test_the_log_ratio_of_one_model_is_zero_and_its_error_between_two_is_bounded
     error = ratios["bfloat16"] - ratios["float32"]
     assert np.abs(error).max() < 0.15, np.abs(error)
     assert np.abs(error).mean() < 0.03, np.abs(error)
+
+
+def test_other_rows_round_the_same_weights_differently_within_bounds(shared_data):
+    """Step 0 of a cached reference: each pair alone in a short row, and behind others in a long one."""
+    from jaxalign.data.tokenizer import load_tokenizer
+    from jaxalign.models.huggingface import load_variables, read_config
+
+    folder = shared_data / "lm-stories260k" / "hf"
+    tokens = np.asarray(load_tokenizer(folder).encode(STORY))
+    starts = (0, 8, 16, 24)
+    pairs = [Example(tokens[i : i + 9], (tokens[i + 9 : i + 39], tokens[i + 20 : i + 45]), {}, "") for i in starts]
+    policy = build_policy(read_config(folder), dtype="bfloat16")
+    variables = load_variables(folder, policy)
+    sums = jax.jit(lambda rows: score(policy, variables, rows).sums)
+    alone = sums(build_rows([[(i, pair)] for i, pair in enumerate(pairs)], RowShape(80, 64, 1, 2), ()))
+    packed = sums(build_rows([list(enumerate(pairs))], RowShape(272, 224, 4, 2), ()))
+    ratios = np.asarray(packed[0] - alone[:, 0])
+    assert np.abs(ratios).max() < 1.0, ratios
+    assert np.abs(ratios).max() > 0.0  # were it exact, docs/adapters.md would say too little
