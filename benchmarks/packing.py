@@ -1,6 +1,7 @@
 """How full rows are, and what packing costs the host: levelled rows beside rows of one length, on real token lengths.
 
     python benchmarks/packing.py [--shared=FOLDER] [--batches=40] [--steps=2000]
+    python benchmarks/packing.py --runs        # what laying out a run costs before it starts, and gives
 
 Data: pairs of UltraFeedback (token lengths from FOLDER/bench/lengths.json, each text cut to 512), HH, TL;DR and
 OpenAssistant rankings (FOLDER/data, GPT-2's tokens, cut to 1,024); whatever is absent is left out, and lengths of a
@@ -13,6 +14,9 @@ log-normal law always come first. Three ways to pack the same batches:
 `fill` is unique tokens over token places, `scored` scored tokens over slots, `work` the padded work over that without
 padding (a scored slot counts as --scored tokens), `sizes` the programs to compile. Milliseconds are processor time of
 one process that writes all rows, medians over the batches. A run of --steps steps decides how many sizes pay.
+
+--runs lays out runs of 100 to 20,000 steps over 60,000 pairs of log-normal lengths as training does, and packs up to
+500 batches spread over each.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxalign.build.row_layout import lay_out
 from jaxalign.data.examples import load_examples
 from jaxalign.data.pipeline import ShuffledBatches
 from jaxalign.data.records import ExampleSet
@@ -173,6 +178,26 @@ def measure(plan: Callable[..., Plan], examples: ShuffledBatches, count: int, wo
     }
 
 
+def lay_out_runs(work: Work) -> None:
+    """Prints what each run's layout costs, and how full its rows are."""
+    examples = of_lengths(synthetic(60_000))
+    print("| pairs a step | devices | steps | processor s | sizes | fill | batches that fit no size |")
+    print("|---|---|---|---|---|---|---|")
+    for (batch_size, parallel), steps in itertools.product(((8, 1), (32, 1), (64, 8), (512, 64)), (100, 2000, 20_000)):
+        batches = ShuffledBatches(examples, batch_size=batch_size, seed=0)
+        started = time.process_time()
+        layout = lay_out(batches, parallel, steps=steps, work=work)
+        taken = time.process_time() - started
+        tokens, places, others = 0, 0, 0
+        looked_at = np.linspace(0, steps - 1, min(steps, 500)).astype(int).tolist()
+        for step in looked_at:
+            program, plan = place(*batches.sizes(step), layout.programs, parallel)
+            tokens, places = tokens + plan.tokens, places + program.rows * program.shape.tokens
+            others += program not in layout.programs
+        told = f"{len(layout.programs)} | {100 * tokens / places:.1f} % | {others} of {len(looked_at)} |"
+        print(f"| {batch_size} | {parallel} | {steps:,} | {taken:.1f} | {told}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
@@ -181,8 +206,12 @@ def main() -> None:
     parser.add_argument("--scored", type=float, default=0.1, help="work of a scored slot, in tokens")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=(8, 32, 64, 128))
     parser.add_argument("--parallel", type=int, nargs="*", default=(1, 8, 64), help="devices that share the rows")
+    parser.add_argument("--runs", action="store_true", help="lay out whole runs instead")
     args = parser.parse_args()
     work = Work(scored=args.scored)
+    if args.runs:
+        lay_out_runs(work)
+        return
     lines = []
     for name, examples in data_sets(args.shared):
         for batch_size, parallel in itertools.product(args.batch_sizes, args.parallel):
