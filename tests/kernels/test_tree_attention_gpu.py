@@ -9,58 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxalign.kernels import tree_attention_gpu as gpu
 from jaxalign.kernels.spans import Spans, spans
 from jaxalign.kernels.tree_attention_gpu_kernels import Tile
-from jaxalign.models.attention import Ranges, visible
+from jaxalign.models.attention import Ranges
+from tests.kernels.row_plans import apart, definition, plan_rows, plans
 
-HIDDEN = -1e30
 SMALL = gpu.Blocks(Tile(16, 16, 4, 2), Tile(16, 32, 4, 2), Tile(32, 16, 4, 2))
 """Blocks small enough that a row of 50 tokens has several of each kind."""
-
-
-def row_plan(rng: np.random.Generator, length: int, full: bool) -> list[np.ndarray]:
-    """A row of random examples, as `Ranges`: prompts of 0 to 20 tokens, 1 to 8 completions of 1 to 12 each."""
-    positions, own, start, end = (np.zeros(length, np.int32) for _ in range(4))
-    at = 0
-    while at < length:
-        prompt = int(rng.choice([0, 1, 5, 20]))
-        completions = [int(rng.choice([1, 1, 3, 12])) for _ in range(rng.integers(1, 9))]
-        if at + prompt + sum(completions) > length:
-            if not full:
-                break
-            # What is left is one example with an empty prompt and one completion: the row is exactly full.
-            prompt, completions = 0, [length - at]
-        head = at
-        for size, before in [(prompt, 0), *((size, prompt) for size in completions)]:
-            piece = slice(at, at + size)
-            positions[piece], own[piece] = before + np.arange(size), at
-            if before:
-                start[piece], end[piece] = head, head + prompt
-            at += size
-    own[at:] = np.arange(at, length)
-    return [positions, own, start, end]
-
-
-def plans(seed: int, rows: int, length: int) -> Ranges:
-    """A batch of random rows; every other one is full."""
-    rng = np.random.default_rng(seed)
-    fields = zip(*(row_plan(rng, length, full=row % 2 == 0) for row in range(rows)), strict=True)
-    return Ranges(*(jnp.asarray(np.stack(x)) for x in fields))
-
-
-def definition(query, key, value, mask, scale: float, soft_cap: float | None):
-    """Dense softmax attention in the dtype of its inputs."""
-    shared = query.shape[2] // key.shape[2]
-    key, value = (jnp.repeat(x, shared, axis=2) for x in (key, value))
-    scores = jnp.einsum("rqhc,rkhc->rhqk", query, key, precision="highest") * scale
-    if soft_cap is not None:
-        scores = soft_cap * jnp.tanh(scores / soft_cap)
-    scores = jnp.where(mask[:, None], scores, HIDDEN)
-    out = jnp.einsum("rhqk,rkhc->rqhc", jax.nn.softmax(scores, axis=-1), value, precision="highest")
-    return out, jax.nn.logsumexp(scores, axis=-1)
 
 
 def inputs(rows: int, length: int, heads: int, groups: int, width: int, dtype=jnp.float32):
@@ -83,15 +43,9 @@ def interpreted(query, key, value, dout, where: Spans, *, scale: float, soft_cap
 @functools.partial(jax.jit, static_argnames=("soft_cap", "scale"), compiler_options=FAST_COMPILE)
 def expected(query, key, value, dout, ranges: Ranges, window, *, scale: float, soft_cap: float | None):
     """The same of the definition."""
-    mask = visible(ranges, jnp.arange(query.shape[1]), ranges.positions, window)
-    (out, lse), pull = jax.vjp(lambda q, k, v: definition(q, k, v, mask, scale, soft_cap), query, key, value)
+    options = {"scale": scale, "soft_cap": soft_cap}
+    (out, lse), pull = jax.vjp(lambda *x: definition(*x, ranges, window, **options), query, key, value)
     return out, lse, *pull((dout, jnp.zeros_like(lse)))
-
-
-def distance(got, wanted) -> float:
-    """The error of the worst entry, of the largest one or, where all are small, of 1: inputs are that large."""
-    wanted = np.asarray(wanted, np.float64)
-    return float(np.abs(np.asarray(got, np.float64) - wanted).max() / max(np.abs(wanted).max(), 1.0))
 
 
 windowed = jax.jit(spans)
@@ -102,25 +56,29 @@ def check(ranges: Ranges, window: int, operands, bound: float, scale: float, sof
     got = interpreted(*operands, windowed(*ranges, reach), scale=scale, soft_cap=soft_cap)
     wanted = expected(*(x.astype(jnp.float32) for x in operands), ranges, reach, scale=scale, soft_cap=soft_cap)
     for name, a, b in zip(("out", "lse", "dquery", "dkey", "dvalue"), got, wanted, strict=True):
-        assert distance(a, b) < bound, (name, window)
+        assert apart(a, b) < bound, (name, window)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_equals_the_definition_on_random_row_plans(seed):
+MANY = plan_rows([[(20, [1, 9, 1, 4, 2, 1, 8, 7])], [(5, [1])] * 6], 50, full=True)
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(ranges=plans(2, 50), window=st.one_of(st.just(100), st.integers(1, 40)))
+@example(ranges=plan_rows([[(0, [50])], [(50, [1])]], 50, full=True), window=100)
+@example(ranges=MANY, window=100)
+@example(ranges=MANY, window=4)
+def test_equals_the_definition(ranges, window):
     """Grouped heads, a width that is no power of 2, a length that is no multiple of a block, windows below a prompt."""
     operands = inputs(2, 50, heads=4, groups=2, width=24)
-    check(plans(seed, 2, 50), [50, 1, 4, 13, 30, 1000][seed], operands, bound=1e-5, scale=24**-0.5, soft_cap=None)
+    check(ranges, window, operands, bound=1e-5, scale=24**-0.5, soft_cap=None)
 
 
-def test_soft_caps():
-    operands = inputs(1, 33, heads=2, groups=2, width=16)
-    check(plans(3, 1, 33), 33, [3 * x for x in operands], bound=1e-5, scale=0.25, soft_cap=2.0)
-
-
-def test_bfloat16_is_as_close_as_its_digits():
+def test_soft_caps_and_bfloat16_which_is_as_close_as_its_digits():
     """Inputs, weights and results are rounded to 8 bits, 2**-9 relative each; 2**-6 is room for a chain of them."""
-    operands = inputs(1, 50, heads=2, groups=1, width=32, dtype=jnp.bfloat16)
-    check(plans(5, 1, 50), 9, operands, bound=2**-6, scale=32**-0.5, soft_cap=5.0)
+    operands = [3 * x for x in inputs(2, 50, heads=2, groups=1, width=32)]
+    check(MANY, 9, operands, bound=1e-5, scale=32**-0.5, soft_cap=5.0)
+    halves = [x.astype(jnp.bfloat16) for x in operands]
+    check(MANY, 9, halves, bound=2**-6, scale=32**-0.5, soft_cap=5.0)
 
 
 def test_what_is_not_visited_is_not_read_and_a_token_that_sees_nothing_is_0():

@@ -15,7 +15,10 @@ import pytest
 
 from jaxalign.data.pipeline import OrderedBatches
 from jaxalign.data.row_plans import RowShape
+from jaxalign.kernels import tree_attention_tpu
+from jaxalign.kernels.tree_attention_tpu import Blocks, Tile
 from jaxalign.methods import INPUTS, METHODS, Logps
+from jaxalign.models import attention_forms
 from jaxalign.training.inputs import example_keys, objective_inputs
 from jaxalign.training.mesh import make_mesh
 from jaxalign.types import causal_rows
@@ -34,6 +37,8 @@ pytestmark = pytest.mark.slow
 N = 12  # most tokens of a completion
 
 
+KERNEL = ("sft", "dpo", "kto", "info_nca")
+"""One method of each layout runs through the TPU's attention kernel, interpreted, on devices and under remat."""
 DECODER = ("sft", "dpo", "kto", "tdpo2", "beta_dpo", "info_nca", "reward_model")
 """One method of each kind of input runs through the decoder; the others share everything but their objective."""
 
@@ -173,14 +178,20 @@ def test_rows_devices_and_microbatches(method_name, packed):
 
 
 @pytest.mark.parametrize("name", DECODER)
-def test_the_decoder(name):
+def test_the_decoder(name, monkeypatch):
     """The same with the decoder: against single sequences, in four parts, and on devices."""
     method, examples = METHODS[name], examples_for(name)
     packed, options = one_step(name, examples), OPTIONS.get(name, {})
     assert_is_gradient(packed, *loss_by_sequence(method, examples, policy_for(method), variables_for(method), options))
     shape = RowShape(128, 96, 3, completions_of(method, examples))
     assert_same(packed, one_step(name, examples, shape=shape, row_count=16, microbatches=4))
-    assert_same(packed, one_step(name, examples, plan=make_mesh(data=2, fsdp=2, tensor=2), microbatches=2))
+    if name in KERNEL:
+        monkeypatch.setattr(attention_forms, "form_name", lambda *_: "kernel")
+        monkeypatch.setattr(attention_forms, "_platform", lambda: "interpret")
+        monkeypatch.setattr(tree_attention_tpu, "default_blocks", lambda *_: Blocks(*[Tile(16, 16)] * 3))
+    plan = make_mesh(data=2, fsdp=2, tensor=2)
+    with jax.set_mesh(plan.mesh):
+        assert_same(packed, one_step(name, examples, plan=plan, microbatches=2))
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
