@@ -42,14 +42,16 @@ from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.policy import build_policy
 
 BYTES = {"float32": 4, "bfloat16": 2}
-COPIES = 1.6
+COPIES = 1.4
 """Of the weights in the arithmetic's precision: one for the forward and one for the backward pass, partly shared."""
 WORKING = 2 / 3
 """Of a block's arrays, those that exist at once in its backward pass."""
 GATHERED = 2 / 3
 """Of a layer's weights, what is gathered at once."""
-SCORES = 3
+SCORES = 4
 """Float32 arrays of scores, ``[rows, H, T, T]``, that the dense attention of a block holds at once."""
+KEPT_SCORES = 1.25
+"""Of them, what each layer keeps with remat ``none``: the weights in float32, and the mask."""
 MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "rmsprop": 1, "sgd": 1, "adafactor": 0}
 
 
@@ -157,10 +159,9 @@ def step_memory(
     # The head is gathered, and its gradient made and scattered, a block of the vocabulary at a time.
     head = decoder.width * tile.entries * (computed + 4 * train) if shards > 1 else 0.0
     scoring = 3 * tile.tokens * tile.entries * 4 + (1 + train) * states + head
-    blocks = tokens * working * computed + layer
-    if form_name(config.model.attention, row, "tpu") == "dense":
-        scores = local * decoder.heads / tensor * row * row * 4
-        blocks += SCORES * scores
+    dense = form_name(config.model.attention, row, "tpu") == "dense"
+    scores = local * decoder.heads / tensor * row * row * 4 if dense else 0.0
+    blocks = tokens * working * computed + SCORES * scores + layer
     if not train:
         own, int8 = reference_bytes(config, decoder) / shards, config.reference.quantization == "int8"
         return Parts(own, 0, 0, _copied_bytes(config, decoder, int8=int8) / shards, 0, 0, blocks, scoring)
@@ -177,7 +178,7 @@ def step_memory(
         sums=trained if config.train.microbatches > 1 else 0.0,
         copies=_copied_bytes(config, decoder) * COPIES / shards,
         reference=0 if reference is None else reference_bytes(config, reference) / shards,
-        kept=tokens * decoder.layers * kept * computed,
+        kept=decoder.layers * (tokens * kept * computed + KEPT_SCORES * scores * (config.model.remat == "none")),
         blocks=trained + blocks,
         scoring=scoring,
     )
