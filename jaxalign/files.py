@@ -12,7 +12,7 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,25 +114,40 @@ def file_hash(path: str | Path) -> str:
     change stay what they were.
     """
     path = Path(os.path.realpath(path))
-    before = path.stat()
-    if before.st_size < LARGE:
-        return _read_hash(path)
-    place = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+    return kept_hash("bytes", [path], lambda: _read_hash(path))
+
+
+def kept_hash(kind: str, paths: Iterable[Path], compute: Callable[[], str]) -> str:
+    """A hash of what is in files; that of large ones is kept in the user's cache, as `file_hash` says.
+
+    Args:
+      kind: what of the files is hashed, and how: other kinds are other hashes.
+      paths: the files.
+      compute: reads the files.
+    """
+
+    def look() -> dict[str, Any]:
+        stats = [(os.path.realpath(path), os.stat(path)) for path in paths]
+        return {"kind": kind, "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
+
+    paths = list(paths)
+    state = look()
+    if sum(size for _, size, _ in state["files"]) < LARGE:
+        return compute()
+    place = hashlib.sha256(os.fsencode(json.dumps([kind, *(path for path, _, _ in state["files"])]))).hexdigest()[:32]
     memo = cache_folder() / "hashes" / f"{place}.json"
-    state = {"path": str(path), "size": before.st_size, "changed": before.st_mtime_ns}
     try:
         kept = json.loads(memo.read_text(encoding="utf-8"))
         if isinstance(kept, dict) and {name: kept.get(name) for name in state} == state:
             return str(kept["sha256"])
     except (OSError, ValueError, KeyError):
         pass
-    found = _read_hash(path)
-    after = path.stat()
-    unchanged = (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    if unchanged and time.time() - after.st_mtime > SETTLED:
+    found = compute()
+    after = look()
+    if after == state and time.time() - max(changed for _, _, changed in after["files"]) / 1e9 > SETTLED:
         try:
             write_text(memo, json.dumps(state | {"sha256": found}) + "\n")
-        except OSError as error:  # a home that cannot be written: the next process reads the file again
+        except OSError as error:  # a home that cannot be written: the next process reads the files again
             _log.debug("%s cannot be written: %s", memo, error)
     return found
 

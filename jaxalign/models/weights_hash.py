@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.errors import ModelError
+from jaxalign.files import kept_hash
 from jaxalign.models.config_json import read_config
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.export import tensors_of
@@ -18,6 +19,9 @@ from jaxalign.models.heads import read_head
 from jaxalign.models.policy import build_policy
 from jaxalign.models.safetensors_files import Tensors
 from jaxalign.types import Variables
+
+VERSION = "weights-1"
+"""Of the hash. Raise it when the code gives another one for the same weights."""
 
 
 def weights_hash(source: str | Path | Variables, config: DecoderConfig | None = None) -> str:
@@ -49,8 +53,13 @@ def weights_hash(source: str | Path | Variables, config: DecoderConfig | None = 
 
 @lru_cache(maxsize=64)
 def _folder_hash(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    del stamp  # Part of the cache's key: a changed file is hashed again.
+    # The stamp is part of this cache's key, and the files' state of that on disk: a changed file is hashed again.
     config = read_config(folder)
+    kind = f"{VERSION} {json.dumps(config.facts(), sort_keys=True)}"
+    return kept_hash(kind, [Path(file) for file, _, _ in stamp], lambda: _read_hash(folder, config))
+
+
+def _read_hash(folder: Path, config: DecoderConfig) -> str:
     tensors = Tensors(folder)
     head_outputs = read_head(tensors, config)
     policy = build_policy(config, head_outputs=head_outputs, language_head=not head_outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -14,8 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxalign
+from jaxalign import files
 from jaxalign.errors import ModelError
 from jaxalign.models import huggingface
+from jaxalign.models import weights_hash as hashing
 from jaxalign.models.decoder_config import Source
 from jaxalign.models.huggingface import load_policy, resolve, save_pretrained, weights_hash
 from jaxalign.models.weights import WEIGHTS, read_slice, to_theirs
@@ -223,6 +226,24 @@ def test_hash_of_a_folder_follows_its_files(stories, tmp_path):
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
     save_file(tensors, folder / "model.safetensors")
     assert weights_hash(folder) != before
+
+
+def test_the_hash_of_large_weights_is_read_from_the_cache(stories, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "LARGE", 1)
+    folder = shutil.copytree(stories, tmp_path / "m")
+    for file in folder.iterdir():
+        os.utime(file, (1e9, 1e9))
+    found = [weights_hash(folder)]
+    hashing._folder_hash.cache_clear()  # another process
+    with monkeypatch.context() as patched:
+        patched.setattr(hashing, "_digest", lambda *_: pytest.fail("it reads the weights"))
+        found.append(weights_hash(folder))
+    assert found == [weights_hash(stories)] * 2
+    os.utime(folder / "model.safetensors", (1e9, 1e9 + 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(hashing, "_digest", lambda *_: "read")
+        assert weights_hash(folder) == "read"
 
 
 def test_card_says_what_is_known(make_tiny, tmp_path):
