@@ -3,8 +3,8 @@
     python benchmarks/scaling.py [--targets=v5e:4x4,v5e:8x8] [--pairs-per-chip=4] [--out=scaling.json]
 
 Every chip gets the same pairs, so with full sharding (FSDP) its traffic should stay flat while its memory falls to what
-activations need. A 7 B program takes one to two minutes of a CPU core to compile; with --out, what it holds already is
-not compiled again. Needs the extra `plan` (libtpu).
+activations need. A 7 B program takes three minutes of a CPU core to compile, however many layers it has, since they are
+a loop; with --out, what it holds already is not compiled again. Needs the extra `plan` (libtpu).
 """
 
 from __future__ import annotations

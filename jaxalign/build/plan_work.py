@@ -183,7 +183,8 @@ class Work:
         parts = config.train.microbatches if self.trains else 1
         own = sizes(self.decoder).total / mesh["tensor"]
         found: dict[str, dict[str, float]] = {}
-        gathered = fsdp_bytes(own, passes=self._passes(), computed=computed, stored=0, shards=mesh["fsdp"])
+        # What remat gathers again serves the backward pass; gradients travel in the arithmetic's precision.
+        gathered = fsdp_bytes(own, passes=1 + self.trains, computed=computed, stored=0, shards=mesh["fsdp"])
         gathered += fsdp_bytes(own, passes=1, computed=computed, stored=0, shards=mesh["fsdp"]) * (
             self.other is not None
         )
@@ -191,7 +192,7 @@ class Work:
         if gathered:
             found["fsdp"] = {"all-gather": parts * gathered}
             if self.trains and whole:
-                scattered = fsdp_bytes(own, passes=0, computed=0, stored=4, shards=mesh["fsdp"])
+                scattered = fsdp_bytes(own, passes=0, computed=0, stored=computed, shards=mesh["fsdp"])
                 found["fsdp"]["reduce-scatter"] = parts * scattered
         if mesh["data"] > 1 and self.trains and whole:
             shard = own / mesh["fsdp"] * 4
