@@ -149,29 +149,20 @@ def build_policy(
     def logits(variables: Variables, tokens: Int[Array, "N T"]) -> Float[Array, "N T V"]:
         return project(variables, hidden(variables, causal_rows(tokens)))
 
-    def boxed(rng: Array) -> Any:
-        rows = causal_rows(jnp.zeros((1, 1), jnp.int32))
-        return module.init(rng, rows.tokens, rows.positions, ranges_of(rows))
-
-    def is_box(leaf: Any) -> bool:
-        return isinstance(leaf, Named)
-
     def init(rng: Array) -> dict[str, Any]:
-        variables = jax.tree.map(Named.unbox, boxed(rng), is_leaf=is_box)
+        variables = jax.tree.map(Named.unbox, _boxed(module, rng), is_leaf=_is_box)
         if adapter is not None:
             variables |= {COLLECTION: init_adapter(rng, abstract()[COLLECTION])}
         return variables | ({"head": init_head(rng, config.width, head_outputs)} if head_outputs else {})
 
-    @functools.cache  # traced once; the trees handed out are made anew from it
-    def shapes() -> Any:
-        return jax.eval_shape(lambda: boxed(jax.random.key(0)))
+    shapes = functools.partial(_shapes, config, stored, language_head, adapter)
 
     def abstract() -> dict[str, Any]:
-        variables = jax.tree.map(Named.unbox, shapes(), is_leaf=is_box)
+        variables = jax.tree.map(Named.unbox, shapes(), is_leaf=_is_box)
         return variables | ({"head": abstract_head(config.width, head_outputs)} if head_outputs else {})
 
     def axes() -> dict[str, Any]:
-        names = jax.tree.map(lambda box: box.names, shapes(), is_leaf=is_box)
+        names = jax.tree.map(lambda box: box.names, shapes(), is_leaf=_is_box)
         return names | ({"head": head_axes(head_outputs)} if head_outputs else {})
 
     def prefill(
@@ -210,3 +201,18 @@ def build_policy(
         language_head=language_head,
         adapter=adapter,
     )
+
+
+def _boxed(module: Decoder, rng: Array) -> Any:
+    rows = causal_rows(jnp.zeros((1, 1), jnp.int32))
+    return module.init(rng, rows.tokens, rows.positions, ranges_of(rows))
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, Named)
+
+
+@functools.lru_cache(maxsize=64)  # all policies of an architecture share one trace; the trees handed out are made anew
+def _shapes(config: DecoderConfig, stored: jnp.dtype, language_head: bool, adapter: Adapter | None) -> Any:
+    settings = Settings(stored, stored, attention_form("auto"), identity, "none", adapter)
+    return jax.eval_shape(lambda: _boxed(Decoder(config, settings, language_head), jax.random.key(0)))
