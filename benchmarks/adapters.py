@@ -8,6 +8,8 @@ Both read the policy before training live: the full step from a copy, the LoRA s
 from __future__ import annotations
 
 import argparse
+import datetime
+import os
 import statistics
 import time
 
@@ -86,7 +88,8 @@ def main() -> None:
             jax.block_until_ready(output)
             if number:  # the first touches its memory
                 seconds[kind].append(time.process_time() - started)
-    print(f"{args.layers} layers, width {args.width}, {args.rows} x {args.tokens} tokens, rank {args.rank}, float32")
+    print(f"{datetime.date.today()}, {jax.devices()[0].device_kind}, load {os.getloadavg()[0]:.1f}; {args.layers} "
+          f"layers, width {args.width}, {args.rows} x {args.tokens} tokens, rank {args.rank}, float32")  # fmt: skip
     print("| step | arguments MiB | temporary MiB | FLOPs (a scan's body once) | CPU s, median | spread |")
     print("|---|---|---|---|---|---|")
     for kind, (flops, compiled, _, _) in runs.items():
