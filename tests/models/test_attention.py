@@ -121,7 +121,7 @@ def test_window_as_an_array_equals_the_number():
 def test_automatic_choice_goes_by_length(monkeypatch):
     called = []
     for name in ("dense", "chunked"):
-        monkeypatch.setattr(attention_forms, name, lambda query, *_, name=name, **__: called.append(name) or query)
+        monkeypatch.setitem(FORMS, name, lambda query, *_, name=name, **__: called.append(name) or query)
     monkeypatch.setattr(attention_forms, "DENSE_LENGTH", 10)
     for length in (10, 11):
         FORMS["auto"](*inputs(1, length, 2, 2, 4), plan_rows([[]], length, full=False), None)
