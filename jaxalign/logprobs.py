@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxalign.mesh_axes import platform
 from jaxalign.vocabulary_tiles import (
     MESH_AXES,
     Division,
@@ -130,7 +131,7 @@ def token_scores(
     division = Division.of(axes, source.shape[0], head.shape)
     tokens = source.size // division.parts(division.rows)
     entries = head.shape[1] // division.parts(division.vocabulary)
-    tile = tile_shape(tokens, entries, division.platform)
+    tile = tile_shape(tokens, entries, platform())
     plan = _Plan(
         soft_cap,
         None if reference is None else reference.soft_cap,

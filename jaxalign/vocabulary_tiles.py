@@ -104,12 +104,6 @@ class Division(NamedTuple):
         """Into how many parts these axes divide."""
         return 1 if self.mesh is None else parts(self.mesh, axes)
 
-    @property
-    def platform(self) -> str:
-        """Of the devices: those of `jax.set_mesh`, also a mesh of one, which may be to compile for ahead of time."""
-        device = jax.sharding.get_abstract_mesh().abstract_device
-        return jax.default_backend() if device is None else device.platform
-
     def local(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
         """`function` on each device's part. `inputs`, `outputs`: "rows", "head" or None (absent) for each array."""
         if self.mesh is None:

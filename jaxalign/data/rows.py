@@ -168,8 +168,8 @@ class _Filled:
         """A value a segment, ``[n, W]``, given to each of its places, ``[N]`` int32."""
         return np.repeat(values.astype(np.int32).reshape(-1), self.lengths.reshape(-1))
 
-    def write(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Puts a value a place into rows."""
+    def write(self, rows: Any, values: np.ndarray) -> None:
+        """Puts a value a place into rows, which are still NumPy's."""
         for row, start, stop in zip(rows, self.bounds[:-1], self.bounds[1:], strict=True):
             row[: stop - start] = values[start:stop]
 

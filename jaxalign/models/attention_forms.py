@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 from jaxtyping import Array
 
 from jaxalign.errors import ModelError, did_you_mean
 from jaxalign.kernels.spans import spans
 from jaxalign.kernels.tree_attention import sharded
+from jaxalign.mesh_axes import platform
 from jaxalign.models.attention import AttentionForm, Ranges, Window, dense
 from jaxalign.models.chunked_attention import chunked
 
@@ -32,7 +32,7 @@ def kernel(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     of = spans(*ranges, window)
-    return sharded(query, key, value, of, scale=scale, soft_cap=soft_cap, platform=_platform())
+    return sharded(query, key, value, of, scale=scale, soft_cap=soft_cap, platform=platform())
 
 
 def automatic(
@@ -49,7 +49,7 @@ def automatic(
 
     The GPU's kernel has been run by no GPU yet: it is used where it is asked for by name.
     """
-    form = FORMS[form_name("auto", query.shape[1], _platform())]
+    form = FORMS[form_name("auto", query.shape[1], platform())]
     return form(query, key, value, ranges, window, soft_cap=soft_cap, scale=scale)
 
 
@@ -74,9 +74,3 @@ def form_name(name: str, length: int, platform: str) -> str:
     if length <= DENSE_LENGTH:
         return "dense"
     return "kernel" if platform == "tpu" else "chunked"
-
-
-def _platform() -> str:
-    """Of the devices that are computed for: those of the mesh, which when compiling ahead need not be here."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform

@@ -11,7 +11,6 @@ import math
 from jaxalign.config import RunConfig
 from jaxalign.methods import get_method
 from jaxalign.models.attention_forms import form_name
-from jaxalign.models.chunked_attention import BLOCK
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning import flops
 from jaxalign.planning.memory import sizes
@@ -20,7 +19,7 @@ from jaxalign.planning.workload import Workload
 BACKWARD = {"dense": 2.0, "chunked": 2.5, "kernel": 3.5}
 """Operations of the backward pass of attention over those of the forward pass, which has two products: four of its own,
 and the scores made again once, or by a kernel for the queries' gradient and one for the keys' each, with one more."""
-BLOCKS = {"chunked": BLOCK, "kernel": 256}
+BLOCK = 256
 """Tokens of a block: what a computed pair of blocks wastes at the diagonal. The kernel's are 128 to 512."""
 
 
@@ -95,5 +94,5 @@ def computed_share(row: int, form: str) -> float:
     """
     if form == "dense":
         return 1.0
-    blocks = math.ceil(row / BLOCKS[form])
+    blocks = math.ceil(row / BLOCK)
     return (blocks + 1) / (2 * blocks)

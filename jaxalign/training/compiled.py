@@ -41,7 +41,8 @@ class Told:
     @property
     def is_ready(self) -> bool:
         """Whether the step has been computed."""
-        return self.numbers.is_ready()
+        numbers: Any = self.numbers  # is_ready is missing in the stubs of jax 0.10
+        return numbers.is_ready()
 
     def read(self) -> StepOutput:
         """Waits for the step. Its metrics are NumPy scalars."""
@@ -131,7 +132,8 @@ class CompiledStep:
 
 
 def _size(rows: Rows) -> Size:
-    return (*rows.tokens.shape, rows.score_slot.shape[1], rows.example_mask.shape[1])
+    count, tokens = rows.tokens.shape
+    return count, tokens, rows.score_slot.shape[1], rows.example_mask.shape[1]
 
 
 def _places(size: Size) -> tuple[int, Size]:

@@ -25,7 +25,7 @@ RANGES = plan_rows([[(12, [4, 9]), (0, [3])], [(20, [11, 1])]], 40, full=False)
 
 def test_under_scan_and_remat_with_windows_that_differ(monkeypatch):
     """On a mesh and under full remat every layout goes through it in `tests/training/test_step.py`."""
-    monkeypatch.setattr(attention_forms, "_platform", lambda: "interpret")
+    monkeypatch.setattr(attention_forms, "platform", lambda: "interpret")
     monkeypatch.setattr(tree_attention_tpu, "default_blocks", lambda *_: Blocks(*[Tile(16, 16)] * 3))
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, CONFIG.vocab_size, RANGES.positions.shape)

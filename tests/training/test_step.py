@@ -189,7 +189,7 @@ def test_the_decoder(name, monkeypatch):
     plan = make_mesh(data=2, fsdp=2, tensor=2)
     if name in KERNEL:
         monkeypatch.setattr(attention_forms, "form_name", lambda *_: "kernel")
-        monkeypatch.setattr(attention_forms, "_platform", lambda: "interpret")
+        monkeypatch.setattr(attention_forms, "platform", lambda: "interpret")
         monkeypatch.setattr(tree_attention_tpu, "default_blocks", lambda *_: Blocks(*[Tile(16, 16)] * 3))
     with jax.set_mesh(plan.mesh) if name in KERNEL else contextlib.nullcontext():
         assert_same(packed, one_step(name, examples, plan=plan, microbatches=2))
