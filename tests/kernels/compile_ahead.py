@@ -71,7 +71,7 @@ def main() -> None:
     found = {
         f"{chip} {length}": told(chip, small, length, blocks=BLOCKS, options=benchmark.IN_HBM)
         for chip in ("v5e", "v5p", "v6e")
-        for length in (2048, 4096)
+        for length in (2048, 8192)
     }
     found["wide"] = told("v5e", wide, 2048)
     found["wide, float32"] = told("v5e", wide, 2048, dtype="float32")

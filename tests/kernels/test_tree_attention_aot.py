@@ -33,14 +33,15 @@ def compiled(repository):
 
 
 @pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
-def test_memory_grows_linearly(compiled, chip):
-    short, long = compiled[f"{chip} 2048"], compiled[f"{chip} 4096"]
-    for one in (short, long):
+def test_memory_is_linear_in_the_length(compiled, chip):
+    """Below twice the arguments, also where one array [T, T] of a byte an entry would be more than all of that."""
+    for length in (2048, 8192):
+        one = compiled[f"{chip} {length}"]
         assert set(one["vector_memory"]) == {"forward", "dquery", "dkey"}
         assert not one["squares"]
-    # All in HBM: transposed copies of inputs and results, and a few numbers a token.
-    assert 1.8 < long["temporaries"] / short["temporaries"] < 2.1
-    assert long["temporaries"] < 3 * long["arguments"]
+        # All in HBM: transposed copies of inputs and results, and a few numbers a token.
+        assert one["temporaries"] < 2 * one["arguments"]
+    assert 2 * one["arguments"] < 8192**2
 
 
 @pytest.mark.parametrize("name", ["wide", "wide, float32"])
