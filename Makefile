@@ -11,6 +11,8 @@ VENV ?= .venv
 JOBS ?= 2
 WORKDIR ?= workdir/quickstart
 PYTEST_ARGS ?=
+# Each process takes neighbouring tests, which share fixtures and programs, and a process that is done helps another.
+PARALLEL = -n $(JOBS) --dist=worksteal
 PIP_INSTALL ?= install --quiet
 
 # The newest Python here that the dependencies support and that can make an environment.
@@ -26,13 +28,13 @@ demo: $(VENV)/.installed
 	$(BIN)/jaxalign quickstart --workdir=$(WORKDIR) --open
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not judge" -n $(JOBS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not judge" $(PARALLEL) $(PYTEST_ARGS)
 
 judge: $(VENV)/.installed-test $(VENV)/.installed-judge
-	$(BIN)/python -m pytest -m "judge and not trl" -n $(JOBS) $$(grep -rl "mark\.judge" tests) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "judge and not trl" $(PARALLEL) $$(grep -rl "mark\.judge" tests) $(PYTEST_ARGS)
 
 trl: $(VENV)/.installed-test $(VENV)/.installed-trl
-	$(BIN)/python -m pytest -m trl -n $(JOBS) tests/objectives $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m trl $(PARALLEL) tests/objectives $(PYTEST_ARGS)
 
 check: lint types imports shell
 

@@ -41,8 +41,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--remat", default="none")
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--row-length", type=int)
-    parser.add_argument("--most", type=int, default=3, help="compiled sizes")
-    parser.add_argument("--run", type=int, default=400, help="steps of the run that rows are laid out for")
+    parser.add_argument("--run", type=int, default=2000, help="steps of the run that rows are laid out for")
     parser.add_argument("--matmul-seconds", type=float, default=1.0, help="for which its rate is measured")
     parser.add_argument("--trace", metavar="FOLDER", help="of the steps after the warm-up")
     return parser.parse_args(argv)
@@ -224,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         del variables, untrained
         batches = OrderedBatches(examples, batch_size=C.BATCH, attach=attach)
         multiple = plan.batch_size * args.microbatches
-        layout = lay_out(batches, multiple, args.row_length, args.run, most=args.most, work=row_work(policy.config))
+        layout = lay_out(batches, multiple, args.row_length, args.run, work=row_work(policy.config))
         packer = layout.packer(column_names(method, reference.columns), plan.local_rows)
         step = CompiledStep(
             make_train_step(

@@ -39,10 +39,10 @@ def test_a_sweep_of_beta_computes_each_log_probability_once(start_run, tmp_path)
     for beta in (0.01, 0.05, 0.1, 0.2, 0.5):
         run = start_run(
             method__beta=beta, reference__mode="cached", reference__cache_dir=tmp_path, data__eval_size=0,
-            train__steps=1, train__batch_size=ROWS, train__export=False,
+            data__size=8, train__steps=1, train__export=False,
         )  # fmt: skip
         counts.append(run.manifest["reference"]["cache"])
-    entries = 2 * ROWS
+    entries = 2 * 8  # completions of all that there is
     assert counts[0] == {"entries": entries, "hits": 0, "computed": entries, "corrupted": 0}
     assert counts[1:] == [{"entries": entries, "hits": entries, "computed": 0, "corrupted": 0}] * 4
     assert stored_completions(tmp_path) == entries

@@ -21,7 +21,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # Rankings by people, in conversation trees with different numbers of replies.
     "pref-oasst-trees/en_100_tree.jsonl.gz": (
         "ranked.py:plackett_luce",
-        {"data.max_completions": 3, "data.size": 150, "optimizer.learning_rate": 5e-4},
+        {"data.max_completions": 3, "data.size": 108, "optimizer.learning_rate": 5e-4},
     ),
     # Pairs with scores from 1 to 10.
     "pref-ultrafeedback/train.jsonl.gz": ("ranked.py:info_nca", {"method.temperature": 1.0}),
@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # Pairs with a judge's probability.
     "pref-tldr-judged": (
         "paired.py:soft_dpo",
-        {"data.max_length": 192, "data.size": 300, "optimizer.learning_rate": 3e-4},
+        {"data.max_length": 160, "data.size": 144, "train.steps": 12, "optimizer.learning_rate": 3e-4},
     ),
     # Right over wrong solutions, for a reward model.
     "pref-gsm8k-solutions/example_model_solutions.jsonl.gz": ("paired.py:eurus_reward_model", {"method.beta": None}),
@@ -67,9 +67,9 @@ def test_real_preferences_train(name, shared_data, tmp_path):
         "data.eval_size": 48,
         "data.size": 36,  # of which a few epochs are learned
         "method.beta": 0.01,
-        "train.steps": 18,
+        "train.steps": 12,
         "train.batch_size": 12,
-        "train.log_every": 6,
+        "train.log_every": 4,
         "evaluation.batch_size": 48,
         "optimizer.learning_rate": 1e-3,
         "logging.progress": False,
