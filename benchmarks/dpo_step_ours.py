@@ -187,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jaxalign.build.data import column_names
     from jaxalign.build.row_layout import lay_out, row_work
     from jaxalign.data.pipeline import OrderedBatches
+    from jaxalign.data.row_shapes import MOST_PROGRAMS
     from jaxalign.methods import get_method
     from jaxalign.training import references
     from jaxalign.training.compiled import CompiledStep
@@ -223,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         del variables, untrained
         batches = OrderedBatches(examples, batch_size=C.BATCH, attach=attach)
         multiple = plan.batch_size * args.microbatches
-        layout = lay_out(batches, multiple, args.row_length, args.run, work=row_work(policy.config))
+        work = row_work(policy.config)
+        layout = lay_out(batches, multiple, args.row_length, args.run, most=MOST_PROGRAMS, work=work)
         packer = layout.packer(column_names(method, reference.columns), plan.local_rows)
         step = CompiledStep(
             make_train_step(
