@@ -225,7 +225,7 @@ def visited_pairs(name: str, model: Model, platform: str, ranges, dtype) -> floa
 
     from jaxalign.kernels.spans import meets, spans
     from jaxalign.kernels.tree_attention import MODULES
-    from jaxalign.models.chunked_attention import BLOCK
+    from jaxalign.models.chunked_attention import block_size
 
     rows, length = ranges.own_start.shape
     if name == "XLA dense":
@@ -233,7 +233,8 @@ def visited_pairs(name: str, model: Model, platform: str, ranges, dtype) -> floa
     if name == "flash":
         return rows * length * (length + 1) / 2
     if name == "XLA chunked":
-        return float(meets(spans(*ranges, model.window), BLOCK, BLOCK).sum()) * BLOCK**2
+        size = block_size()
+        return float(meets(spans(*ranges, model.window), size, size).sum()) * size**2
     module = importlib.import_module(MODULES[platform if platform in MODULES else "tpu"])
     sizes = (length, model.heads // model.groups, model.width, dtype)
     blocks = module.default_blocks(*(sizes if module.__name__.endswith("tpu") else sizes[2:]))

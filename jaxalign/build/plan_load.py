@@ -22,7 +22,7 @@ from jaxalign.errors import ConfigError, DataError
 from jaxalign.methods import Layout, get_method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning.architectures import ARCHITECTURES, hub_architecture
-from jaxalign.planning.workload import Workload, batch_rows
+from jaxalign.planning.workload import Workload, attended_keys, batch_rows
 
 RANKED = 4
 """Completions of a ranking, where neither data nor data.max_completions tell."""
@@ -171,7 +171,7 @@ def _counted(config: RunConfig, data: CheckedData, mean: float | None, examples:
         held_out=0 if data.held_out is None else len(data.held_out),
         tokens=float(total.mean()) * scale,
         scored=float((total if config.data.loss_on == "all" else rest.sum(axis=1)).mean()) * scale,
-        attended=float((prompt**2 / 2 + (rest**2 / 2 + rest * prompt[:, None]).sum(axis=1)).mean()) * scale**2,
+        attended=float(attended_keys(np.column_stack([prompt, rest])).mean()) * scale**2,
         row=row,
         assumed=None,
     )

@@ -43,10 +43,15 @@ def chunked(
     through their visits together, so that few are waited for. The backward pass computes the scores again from the
     saved log-sum-exp.
     """
-    size = BLOCK if platform() == "cpu" else LONGER * BLOCK
+    size = block_size()
     together = min(TOGETHER, -(-query.shape[1] // size))
     plan = _Plan(size, together, query.shape[3] ** -0.5 if scale is None else scale, soft_cap)
     return _visiting(query, key, value, spans(*ranges, window), plan)
+
+
+def block_size() -> int:
+    """Tokens of a block on the devices that are computed for."""
+    return BLOCK if platform() == "cpu" else LONGER * BLOCK
 
 
 class _Plan(NamedTuple):
