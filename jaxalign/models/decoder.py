@@ -30,6 +30,7 @@ from jaxalign.models.layers import (
     rope_frequencies,
     rotate,
 )
+from jaxalign.models.product import GradientSum
 
 NO_WINDOW = 2**30
 """The window of a layer without one, where other layers have one: wider than any row."""
@@ -54,6 +55,7 @@ class Settings(NamedTuple):
     constrain: Any
     remat: str
     adapter: Adapter | None = None
+    gradient_sum: GradientSum | None = None
 
 
 class PerLayer(NamedTuple):
@@ -97,6 +99,7 @@ class Attention(nn.Module):
                 inputs=config.width,
                 bias_axes=2 * config.qkv_bias,
                 adapter=self.settings.adapter,
+                gradient_sum=self.settings.gradient_sum,
                 name=name,
                 **dtypes,
             )(x)
@@ -127,6 +130,7 @@ class Attention(nn.Module):
             bias_axes=int(config.output_bias),
             scale=_output_scale(config),
             adapter=self.settings.adapter,
+            gradient_sum=self.settings.gradient_sum,
             name="output",
             **dtypes,
         )(out)
@@ -158,6 +162,7 @@ class Block(nn.Module):
             bias=config.mlp_bias,
             output_scale=_output_scale(config),
             adapter=self.settings.adapter,
+            gradient_sum=self.settings.gradient_sum,
             name="mlp",
             **dtypes,
         )(normed)

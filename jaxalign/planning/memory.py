@@ -10,7 +10,8 @@ copies         of the weights in ``model.dtype``, split likewise: the compiler c
 reference      a live or moving copy of the weights, split likewise; nothing for a cached one
 kept           what the backward pass keeps of every layer: with remat ``full`` the block's input, with ``dots`` the
                products' results, with ``none`` everything
-blocks         at work in the blocks: the gradients, one block's own activations, and what fsdp gathers of a layer
+blocks         at work in the blocks: the gradients, one block's own activations, what fsdp gathers of a layer, and
+               its gradient where it is trained, whole before fsdp scatters it
 scoring        at work in scoring: the states of the scored tokens with their gradient, three float32 tiles of logits
                (`jaxalign.vocabulary_tiles`), and a gathered block of the head with its gradient
 =============  =================================================================================================
@@ -47,7 +48,7 @@ COPIES = 1.4
 WORKING = 2 / 3
 """Of a block's arrays, those that exist at once in its backward pass."""
 GATHERED = 2 / 3
-"""Of a layer's weights, what is gathered at once."""
+"""Of a layer's weights, what is gathered at once; of its gradient, what is whole at once."""
 SCORES = 4
 """Float32 arrays of scores, ``[rows, H, T, T]``, that the dense attention of a block holds at once."""
 KEPT_SCORES = 1.25
@@ -166,8 +167,9 @@ def step_memory(
         own, int8 = reference_bytes(config, decoder) / shards, config.reference.quantization == "int8"
         return Parts(own, 0, 0, _copied_bytes(config, decoder, int8=int8) / shards, 0, 0, blocks, scoring)
     trained, moments = own, MOMENTS[config.optimizer.name] * count.total * 4 / shards
+    scattered = layer if fsdp > 1 else 0.0
     if config.adapter.kind != "none":
-        settings = config.adapter
+        scattered, settings = 0.0, config.adapter
         adapter = Adapter(settings.rank, settings.alpha, settings.targets, settings.rslora)
         trained = adapter_size(decoder, adapter, fsdp, tensor) * 4
         moments = MOMENTS[config.optimizer.name] * trained
@@ -179,7 +181,7 @@ def step_memory(
         copies=_copied_bytes(config, decoder) * COPIES / shards,
         reference=0 if reference is None else reference_bytes(config, reference) / shards,
         kept=decoder.layers * (tokens * kept * computed + KEPT_SCORES * scores * (config.model.remat == "none")),
-        blocks=trained + blocks,
+        blocks=trained + blocks + scattered,
         scoring=scoring,
     )
 
