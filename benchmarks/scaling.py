@@ -45,7 +45,7 @@ def measure(args: argparse.Namespace, name: str) -> dict:
     tree["mesh"] = {"data": 1, "fsdp": -1, "tensor": 1}
     found = plan(from_dict(tree), machine, tokens=args.tokens, searching=False, compiling=not args.no_compile)
     compiled = found.compiled
-    sent = found.compiled.sent.get("fsdp", {}) if compiled is not None and compiled.fits else {}
+    sent = (compiled.sent or {}).get("fsdp", {}) if compiled is not None and compiled.fits else {}
     return {
         "target": machine.name,
         "chips": machine.devices,
@@ -53,8 +53,8 @@ def measure(args: argparse.Namespace, name: str) -> dict:
         "fits": found.fits,
         "estimated": found.estimate.total,
         "compiled": None if compiled is None else compiled.total,
-        "arguments": compiled.arguments if sent else None,
-        "temporary": compiled.temporary if sent else None,
+        "arguments": compiled.arguments if compiled is not None and compiled.fits else None,
+        "temporary": compiled.temporary if compiled is not None and compiled.fits else None,
         "sent": sent,
         "seconds": None if compiled is None else compiled.seconds,
     }

@@ -72,9 +72,10 @@ class Compiled:
       arguments: of these, what it is given.
       temporary: of these, what it makes for itself.
       room: bytes of a device that programs get, where the compiler said so.
-      sent: bytes that a device sends in one call, by mesh axes and kind of collective; empty if it does not fit.
+      sent: bytes that a device sends in one call, by mesh axes and kind of collective; empty if it does not fit,
+        None if the compiled program could not be read.
       largest: the collectives that send most: kind, axes, bytes sent, how often, where from.
-      warnings: lines in which the compiler says that it moves more than it should.
+      warnings: lines in which the compiler says that it moves more than it should, or that its traffic is not known.
       seconds: that compiling took.
     """
 
@@ -83,7 +84,7 @@ class Compiled:
     arguments: float = 0.0
     temporary: float = 0.0
     room: float | None = None
-    sent: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    sent: Mapping[str, Mapping[str, float]] | None = field(default_factory=dict)
     largest: Sequence[Mapping[str, Any]] = ()
     warnings: Sequence[str] = ()
     seconds: float = 0.0
@@ -191,9 +192,9 @@ def compile_program(program: Program) -> Compiled:
                 raise
             total, room = needed
             return Compiled(False, total, room=room, seconds=time.perf_counter() - started)
-        text = compiled.as_text() or ""
+        text, warnings = _text(compiled)
     memory = compiled.memory_analysis()
-    found = hlo.collectives(text, dict(mesh.shape))
+    found = [] if text is None else hlo.collectives(text, dict(mesh.shape))
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     largest = sorted(found, key=lambda each: -each.sent * each.times)[:8]
     return Compiled(
@@ -202,7 +203,7 @@ def compile_program(program: Program) -> Compiled:
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         None,
-        hlo.sent_by_axis(found),
+        None if text is None else hlo.sent_by_axis(found),
         [
             {
                 "kind": c.kind,
@@ -215,9 +216,20 @@ def compile_program(program: Program) -> Compiled:
             for c in largest
             if c.axes
         ],
-        [line.strip()[:200] for line in said if "nvoluntary full remat" in line][:5],
+        warnings + [line.strip()[:200] for line in said if "nvoluntary full remat" in line][:5],
         time.perf_counter() - started,
     )
+
+
+def _text(compiled: Any) -> tuple[str | None, list[str]]:
+    """A compiled program's text, and what to say where this jax cannot read it: libtpu may be newer than it."""
+    try:
+        return compiled.as_text() or "", []
+    except jax.errors.JaxRuntimeError as error:
+        why = str(error).splitlines()[0][:200]
+        return None, [
+            f"jax {jax.__version__} cannot read what this libtpu compiled, so its traffic is not known ({why})"
+        ]
 
 
 def _reference(config: RunConfig, policy: Policy, other: DecoderConfig | None, plan: MeshPlan) -> tuple[Reference, Any]:

@@ -15,9 +15,9 @@ from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.huggingface import load_variables
 from jaxalign.models.huggingface import resolve as resolve_model
 from jaxalign.models.policy import Policy, build_policy
-from jaxalign.training.gradient_sum import torus_sum
 from jaxalign.training.mesh import MeshPlan, make_mesh
 from jaxalign.training.readings import wants_language_head
+from jaxalign.training.torus import torus_mesh
 from jaxalign.training.trainable import Trainable, adapters, full
 
 
@@ -62,7 +62,7 @@ def make_policy(config: RunConfig, decoder: DecoderConfig, plan: MeshPlan, metho
         head_outputs=outputs,
         language_head=method is None or wants_language_head(method),
         adapter=None if method is None else make_adapter(config),
-        gradient_sum=torus_sum(plan),
+        torus=torus_mesh(plan),
     )
 
 

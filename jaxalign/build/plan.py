@@ -179,7 +179,8 @@ def plan(
         over = compiled.total / work.estimate().total if compiled is not None else 1.0
         advice = _advice(work, devices, over)
         larger = _larger(work)
-    sent = compiled.sent if compiled is not None and compiled.fits else work.traffic()
+    sent = compiled.sent if compiled is not None and compiled.fits else None
+    sent = work.traffic() if sent is None else sent
     along = torus_dimensions(first.plan.mesh.devices, first.plan.mesh.axis_names) if first is not None else None
     times = roofline(
         target, operations=work.device_flops, moved=work.moved(), sent=sent, along=along if target.shape else None

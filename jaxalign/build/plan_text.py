@@ -102,7 +102,7 @@ def _speed(plan: Plan) -> Iterator[str]:
         f"{plan.device_flops * target.devices:.3g} that the devices do (recomputation, masked keys, padding)"
     )
     compiled = plan.compiled is not None and plan.compiled.fits
-    sent = plan.compiled.sent if plan.compiled is not None and plan.compiled.fits else {}
+    sent = (plan.compiled.sent if plan.compiled is not None and compiled else None) or {}
     for axes, kinds in sent.items():
         parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in sorted(kinds.items(), key=lambda k: -k[1]))
         yield f"  sent by a device along {axes}: {sum(kinds.values()) / 1e9:.2f} GB a {unit} ({parts})"

@@ -30,7 +30,7 @@ from jaxalign.models.layers import (
     rope_frequencies,
     rotate,
 )
-from jaxalign.models.product import GradientSum
+from jaxalign.models.product import Torus
 
 NO_WINDOW = 2**30
 """The window of a layer without one, where other layers have one: wider than any row."""
@@ -55,7 +55,7 @@ class Settings(NamedTuple):
     constrain: Any
     remat: str
     adapter: Adapter | None = None
-    gradient_sum: GradientSum | None = None
+    torus: Torus | None = None
 
 
 class PerLayer(NamedTuple):
@@ -99,7 +99,7 @@ class Attention(nn.Module):
                 inputs=config.width,
                 bias_axes=2 * config.qkv_bias,
                 adapter=self.settings.adapter,
-                gradient_sum=self.settings.gradient_sum,
+                torus=self.settings.torus,
                 name=name,
                 **dtypes,
             )(x)
@@ -130,7 +130,7 @@ class Attention(nn.Module):
             bias_axes=int(config.output_bias),
             scale=_output_scale(config),
             adapter=self.settings.adapter,
-            gradient_sum=self.settings.gradient_sum,
+            torus=self.settings.torus,
             name="output",
             **dtypes,
         )(out)
@@ -162,7 +162,7 @@ class Block(nn.Module):
             bias=config.mlp_bias,
             output_scale=_output_scale(config),
             adapter=self.settings.adapter,
-            gradient_sum=self.settings.gradient_sum,
+            torus=self.settings.torus,
             name="mlp",
             **dtypes,
         )(normed)

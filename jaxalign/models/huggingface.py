@@ -16,8 +16,8 @@ from jaxalign.models.config_json import checkpoint_kind, read_config
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.export import save_pretrained, tree_paths
 from jaxalign.models.heads import init_head, read_head
-from jaxalign.models.layers import Axes
 from jaxalign.models.policy import Constrain, Policy, build_policy, identity
+from jaxalign.models.product import Axes
 from jaxalign.models.safetensors_files import DTYPES, Tensors
 from jaxalign.models.weights import IGNORED_TENSORS, WEIGHTS, Weight, read_slice, their_shape
 from jaxalign.models.weights_hash import weights_hash

@@ -19,10 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign.models.adapters import COLLECTION, Adapter, factor_axes, factor_shapes, low_rank
 from jaxalign.models.decoder_config import RopeScaling
-from jaxalign.models.product import GradientSum, product
+from jaxalign.models.product import Axes, Torus, product
 from jaxalign.models.quantization import is_quantized, quantized_product
-
-Axes = tuple[str | None, ...]
 
 
 class Named(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
@@ -91,7 +89,7 @@ class Projection(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     adapter: Adapter | None = None
-    gradient_sum: GradientSum | None = None
+    torus: Torus | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "R T ..."]) -> Float[Array, "R T ..."]:
@@ -107,8 +105,15 @@ class Projection(nn.Module):
         if is_quantized(kernel):
             y = quantized_product(self.equation, x, kernel)
         else:
-            summed = self.gradient_sum if self.adapter is None else None  # beside an adapter it is not trained
-            y = product(self.equation, x.astype(self.dtype), kernel, self.axes, summed, exact(self.dtype))
+            y = product(
+                self.equation,
+                x.astype(self.dtype),
+                kernel,
+                self.axes,
+                torus=self.torus,
+                trained=self.adapter is None,
+                precision=exact(self.dtype),
+            )
         if self.bias_axes:
             shape, axes = self.shape[-self.bias_axes :], self.axes[-self.bias_axes :]
             bias = self.param("bias", named(nn.initializers.zeros, axes), shape, self.param_dtype)
@@ -193,7 +198,7 @@ class GatedMLP(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     adapter: Adapter | None = None
-    gradient_sum: GradientSum | None = None
+    torus: Torus | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
@@ -203,7 +208,7 @@ class GatedMLP(nn.Module):
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
             "adapter": self.adapter,
-            "gradient_sum": self.gradient_sum,
+            "torus": self.torus,
         }
         wide = {"equation": "nd,df->nf", "shape": (self.width, self.mlp_width), "axes": ("embed", "mlp")}
         gate = Projection(**wide, inputs=self.width, name="gate", **common)(x)

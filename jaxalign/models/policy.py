@@ -18,8 +18,8 @@ from jaxalign.models.attention_forms import attention_form
 from jaxalign.models.decoder import REMAT_POLICIES, Decoder, Settings
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.heads import abstract_head, apply_head, head_axes, init_head
-from jaxalign.models.layers import Axes, Named, exact
-from jaxalign.models.product import GradientSum
+from jaxalign.models.layers import Named, exact
+from jaxalign.models.product import Axes, Torus
 from jaxalign.types import Rows, Variables, causal_rows
 
 Constrain = Callable[[Array, Axes], Array]
@@ -89,7 +89,7 @@ def build_policy(
     head_outputs: int = 0,
     language_head: bool = True,
     adapter: Adapter | None = None,
-    gradient_sum: GradientSum | None = None,
+    torus: Torus | None = None,
 ) -> Policy:
     """The policy of an architecture.
 
@@ -105,7 +105,7 @@ def build_policy(
       language_head: whether it is a language model, with or without that head. A reward model is none, and has no
         output matrix to store and to train.
       adapter: low-rank adapters beside the blocks' projections; None = none.
-      gradient_sum: how a mesh sums the gradients of the blocks' weights; None = as XLA does.
+      torus: how the blocks' weights and their gradients are moved between devices; None = as XLA sees fit.
 
     Raises:
       ModelError: an unknown name, or a model without any head; all at once.
@@ -123,7 +123,7 @@ def build_policy(
         raise ModelError(problems)
 
     compute, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
-    settings = Settings(compute, stored, attention_form(attention), constrain, remat, adapter, gradient_sum)
+    settings = Settings(compute, stored, attention_form(attention), constrain, remat, adapter, torus)
     module = Decoder(config, settings, language_head)
 
     def run(variables: Variables, *args: Any, **kwargs: Any) -> Any:

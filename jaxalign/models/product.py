@@ -1,4 +1,4 @@
-"""A product with a weight matrix whose gradient a mesh may sum in its own way."""
+"""A product with a weight matrix, which a mesh may gather and whose gradient it may sum in its own way."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+Axes = tuple[str | None, ...]
 
-class GradientSum(Protocol):
-    """How a mesh sums the gradients that its parts make of a weight, each from its own rows."""
 
-    def split(self, array: Array) -> Array:
-        """An array of all tokens, ``[n, ...]``, as ``[parts, n / parts, ...]``: each part has its own."""
+class Torus(Protocol):
+    """How a mesh moves weights and their gradients along its links (`jaxalign.training.torus`)."""
+
+    def gather(self, weight: Array, axes: Axes) -> Array:
+        """A weight with these logical axes, whole along the axis that is split over the devices with other rows."""
         ...
 
-    def __call__(self, parts: Array, axes: tuple[str | None, ...]) -> Array:
+    def split(self, array: Array) -> Array:
+        """An array of all tokens, ``[n, ...]``, as ``[parts, n / parts, ...]``: each part has its own rows."""
+        ...
+
+    def scatter(self, parts: Array, axes: Axes) -> Array:
         """The sum of ``[parts, ...]`` over the first axis, laid out as a parameter with these logical axes."""
         ...
 
@@ -26,8 +32,10 @@ def product(
     equation: str,
     x: Array,
     kernel: Array,
-    axes: tuple[str | None, ...],
-    gradient_sum: GradientSum | None,
+    axes: Axes,
+    *,
+    torus: Torus | None,
+    trained: bool = True,
     precision: jax.lax.Precision | None = None,
 ) -> Array:
     """``einsum(equation, x, kernel)`` in the arithmetic of `x`.
@@ -37,14 +45,17 @@ def product(
       x: activations, ``[n, ...]``.
       kernel: the weights as they are stored.
       axes: the kernel's logical axes.
-      gradient_sum: how the kernel's gradient is summed over the mesh; None = as XLA sees fit.
+      torus: how the weights and their gradient are moved; None = as XLA sees fit.
+      trained: whether anything asks for the kernel's gradient.
       precision: of the products.
     """
 
     def plain(x: Array, kernel: Array) -> Array:
-        return jnp.einsum(equation, x, kernel.astype(x.dtype), precision=precision)
+        kernel = kernel.astype(x.dtype)
+        kernel = kernel if torus is None else torus.gather(kernel, axes)
+        return jnp.einsum(equation, x, kernel, precision=precision)
 
-    if gradient_sum is None:
+    if torus is None or not trained:
         return plain(x, kernel)
     inputs, weights, outputs = re.split(",|->", equation)
 
@@ -54,10 +65,10 @@ def product(
     def backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
         x, kernel = kept
         (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](gradient)
-        split = gradient_sum.split
-        parts = jnp.einsum(f"Z{inputs},Z{outputs}->Z{weights}", split(x), split(gradient), precision=precision)
-        return of_x, gradient_sum(parts, axes).astype(kernel.dtype)
+        mine, theirs = torus.split(x), torus.split(gradient)
+        parts = jnp.einsum(f"Z{inputs},Z{outputs}->Z{weights}", mine, theirs, precision=precision)
+        return of_x, torus.scatter(parts, axes).astype(kernel.dtype)
 
-    summed = jax.custom_vjp(plain)
-    summed.defvjp(forward, backward)
-    return summed(x, kernel)
+    moved = jax.custom_vjp(plain)
+    moved.defvjp(forward, backward)
+    return moved(x, kernel)

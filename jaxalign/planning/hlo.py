@@ -16,6 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -86,8 +87,8 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     computations, entry = _parse(text)
     times = _times(computations, entry)
     found: list[Collective] = []
-    steps: dict[str, list[Collective]] = defaultdict(list)
-    woven: set[str] = set()
+    steps: dict[tuple[Any, ...], list[Collective]] = defaultdict(list)
+    woven: set[tuple[Any, ...]] = set()
     for name, computation in computations.items():
         for instruction in computation.instructions:
             kind = _kind(instruction.op)
@@ -98,12 +99,15 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
             if channel is None:
                 found.append(collective)
                 continue
-            steps[channel[1]].append(collective)
+            # Several collectives of `shard_map` may share a channel.
+            origin = _origin(instruction)
+            one = channel[1], collective.kind, collective.devices, collective.array, origin
+            steps[one].append(collective)
             if "async_collective" in name:
-                woven.add(channel[1])
-    for channel, parts in steps.items():
+                woven.add(one)
+    for one, parts in steps.items():
         # Steps of one collective may stand in inner loops, where they run more often than it does.
-        found += [min(parts, key=lambda part: part.times)] if channel in woven else parts
+        found += [min(parts, key=lambda part: part.times)] if one in woven else parts
     return found
 
 
@@ -290,10 +294,15 @@ def _arguments(rest: str) -> list[str]:
     return re.findall(r"%([^\s,()]+)", text) or [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _origin(instruction: _Instruction) -> str:
+    """The operation that an instruction comes from, as JAX names it; "" where the compiler does not say."""
+    name = re.search(r'op_name="([^"]*)"', instruction.rest)
+    return name[1] if name else ""
+
+
 def _collective(kind: str, instruction: _Instruction, times: float, mesh: Mapping[str, int], where: str) -> Collective:
     parts = _top_level(instruction.type)
-    name = re.search(r'op_name="([^"]*)"', instruction.rest)
-    origin = name[1] if name else where
+    origin = _origin(instruction) or where
     if kind == "collective-permute":
         array = array_bytes(parts[0])
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.rest)

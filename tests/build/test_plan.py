@@ -7,6 +7,7 @@ import importlib.util
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxalign.build import ahead
@@ -31,6 +32,7 @@ TINY = {
     "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 SEVEN = {"model": {"path": "mistralai/Mistral-7B-v0.1", "remat": "full"}, "data": {"train": ["x"]}}
+NOTHING = ahead.Arguments(0.0, 0.0, 0.0, 0.0)
 HAVE_LIBTPU = importlib.util.find_spec("libtpu") is not None
 
 
@@ -257,6 +259,20 @@ def test_without_libtpu_it_plans_from_shapes_and_says_what_to_install(architectu
 
 
 @pytest.mark.slow
+def test_a_program_that_cannot_be_read_has_its_memory_but_no_traffic(monkeypatch):
+    """libtpu may be newer than jaxlib. Memory is known all the same; traffic is estimated, and it is said why."""
+
+    def unreadable(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nmore of it")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
+    compiled = ahead.compile_program(ahead.Program(jax.jit(jnp.sin), (jnp.ones(8),), make_mesh(), NOTHING))
+    assert compiled.fits
+    assert compiled.total > 0
+    assert compiled.sent is None
+    assert "its traffic is not known (INTERNAL: RET_CHECK failure)" in compiled.warnings[0]
+
+
 @pytest.mark.skipif(not HAVE_LIBTPU, reason="needs libtpu (extra: plan)")
 def test_a_small_step_compiles_for_a_slice(architecture):
     tree = {"model": {"config": str(architecture), "tokenizer": "x"}, "data": {"train": ["x"]}}

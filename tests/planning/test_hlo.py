@@ -75,7 +75,7 @@ ENTRY %main (z: f32[8]) -> f32[8] {
   %zero = s32[] constant(0)
   %first = (s32[], f32[8]) tuple(%zero, %z)
   %outer = (s32[], f32[8]) while(%first), condition=%outer_condition, body=%outer_body
-  %scattered = f32[32]{0} reduce-scatter(%z), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
+  %scattered = f32[32]{0} reduce-scatter(%z), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
   %exchanged = f32[64]{0} all-to-all(%z), channel_id=2, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}
   %alone = f32[64]{0} all-reduce(%z), channel_id=3, replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
   ROOT %result = f32[8] get-tuple-element(%outer), index=1
@@ -84,9 +84,11 @@ ENTRY %main (z: f32[8]) -> f32[8] {
 
 
 def test_a_tpu_program_is_read_loop_by_loop():
-    found = {(each.kind, each.axes): each for each in hlo.collectives(TPU, MESH)}
+    collectives = hlo.collectives(TPU, MESH)
+    found = {(each.kind, each.axes): each for each in collectives}
+    assert len(found) == len(collectives) == 6
     assert dict(hlo.loops(TPU)) == {"inner_body": 4, "outer_body": 3}
-    # Woven into two computations, it still is one collective of the outer loop.
+    # Woven into two computations, it still is one collective of the outer loop; another may have its channel.
     gather = found["all-gather", "fsdp"]
     assert (gather.array, gather.sent, gather.times, gather.devices) == (4096, 3072, 3, 4)
     moved = found["collective-permute", "fsdp"]
