@@ -3,6 +3,7 @@
 #   make test    the tests that need no torch
 #   make judge   the tests that compare with torch and transformers
 #   make trl     the tests that compare with TRL
+#   make ahead   the tests that compile for TPUs, without one
 #   make check   lint + types + imports + shell
 #   make docs    write the pages of the methods and the table in README.md
 # PYTHON=python3.12 picks an interpreter, VENV=path another environment, JOBS=4 more test processes.
@@ -21,7 +22,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	&& { echo $$python; break; }; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo test judge trl check lint types imports shell format docs wheel clean
+.PHONY: demo test judge trl ahead check lint types imports shell format docs wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,6 +36,9 @@ judge: $(VENV)/.installed-test $(VENV)/.installed-judge
 
 trl: $(VENV)/.installed-test $(VENV)/.installed-trl
 	$(BIN)/python -m pytest -m trl $(PARALLEL) tests/objectives $(PYTEST_ARGS)
+
+ahead: $(VENV)/.installed-test $(VENV)/.installed-plan
+	$(BIN)/python -m pytest -m plan $(PARALLEL) $$(grep -rl "mark\.plan" tests) $(PYTEST_ARGS)
 
 check: lint types imports shell
 

@@ -9,8 +9,10 @@ import getpass
 import importlib.metadata
 import importlib.util
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 HOST_DEVICES = 8
@@ -57,7 +59,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests that need a judge where it is not installed (`make test` never pulls one)."""
-    for marker, package in (("judge", "torch"), ("trl", "trl")):
+    for marker, package in (("judge", "torch"), ("trl", "trl"), ("plan", "libtpu")):
         if importlib.util.find_spec(package) is not None:
             continue
         skip = pytest.mark.skip(reason=f"{package} is not installed (extra: {marker})")
@@ -81,6 +83,26 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def repository() -> Path:
     """The root of the repository."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def for_tpus() -> Callable[..., str]:
+    """Runs Python with these arguments where libtpu can compile, and gives what it prints.
+
+    A process of its own: libtpu refuses XLA's options for CPUs, under which the tests run.
+    """
+    paths = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(paths)}
+    # Without these libtpu asks a metadata server that is not there, and wants to be the machine's only one.
+    env |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,6 @@ TINY = {
 }  # fmt: skip
 SEVEN = {"model": {"path": "mistralai/Mistral-7B-v0.1", "remat": "full"}, "data": {"train": ["x"]}}
 NOTHING = ahead.Arguments(0.0, 0.0, 0.0, 0.0)
-HAVE_LIBTPU = importlib.util.find_spec("libtpu") is not None
 
 
 def seven(**sections):
@@ -258,7 +257,6 @@ def test_without_libtpu_it_plans_from_shapes_and_says_what_to_install(architectu
     assert "8xH100: train step" in said.out
 
 
-@pytest.mark.slow
 def test_a_program_that_cannot_be_read_has_its_memory_but_no_traffic(monkeypatch):
     """libtpu may be newer than jaxlib. Memory is known all the same; traffic is estimated, and it is said why."""
 
@@ -273,16 +271,16 @@ def test_a_program_that_cannot_be_read_has_its_memory_but_no_traffic(monkeypatch
     assert "its traffic is not known (INTERNAL: RET_CHECK failure)" in compiled.warnings[0]
 
 
-@pytest.mark.skipif(not HAVE_LIBTPU, reason="needs libtpu (extra: plan)")
-def test_a_small_step_compiles_for_a_slice(architecture):
-    tree = {"model": {"config": str(architecture), "tokenizer": "x"}, "data": {"train": ["x"]}}
-    found = plan(from_dict(tree), target("v5e:2x2"), tokens=64)
-    assert found.fits
-    assert found.compiled is not None
-    assert found.arguments is not None
+@pytest.mark.plan
+def test_a_small_step_compiles_for_a_slice(architecture, tmp_path, for_tpus):
+    out = tmp_path / "plan.json"
+    command = ["plan", "--target=v5e:2x2", "--tokens=64", f"--out={out}", "--config.method.name=dpo"]
+    assert "fits" in for_tpus("-m", "jaxalign", *command, f"--config={_config(tmp_path, architecture)}")
+    (found,) = json.loads(out.read_text())
+    assert found["fits"]
     # Layouts pad small arrays.
-    assert found.compiled.arguments >= found.arguments.total
-    assert found.compiled.sent["fsdp"]["all-gather"] > 0
+    assert found["compiled"]["arguments"] >= sum(found["arguments"].values()) > 0
+    assert found["compiled"]["sent"]["fsdp"]["all-gather"] > 0
 
 
 def _config(tmp_path, architecture):

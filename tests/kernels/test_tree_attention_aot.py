@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (extra: plan)"),
-    pytest.mark.slow,
-]
-LIBTPU = {
-    # Without these libtpu asks a metadata server that is not there, and wants to be the machine's only one.
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
+pytestmark = [pytest.mark.plan, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def compiled(repository):
-    paths = [str(repository), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    env = {**os.environ, **LIBTPU, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "tests.kernels.compile_ahead"]
-    done = subprocess.run(command, cwd=repository, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def compiled(for_tpus):
+    return json.loads(for_tpus("-m", "tests.kernels.compile_ahead").splitlines()[-1])
 
 
 @pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])

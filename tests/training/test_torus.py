@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import jax
@@ -78,14 +74,6 @@ def test_a_training_step(remat, monkeypatch):
     assert len(set(summed)) == 5  # queries, keys and values, output, up and gate, down
 
 
-LIBTPU = {
-    # Without these libtpu asks a metadata server that is not there, and wants to be the machine's only one.
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
-
 def devices(coords):
     return [SimpleNamespace(coords=at) for at in coords]
 
@@ -137,12 +125,7 @@ for axes in (("embed", "mlp"), ("mlp", "embed")):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (extra: plan)")
-def test_on_64_chips_it_is_a_reduce_scatter(repository):
+@pytest.mark.plan
+def test_on_64_chips_it_is_a_reduce_scatter(for_tpus):
     """Two of them and no all-reduce, whichever axis of the kernel is sharded."""
-    paths = [str(repository), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    env = {**os.environ, **LIBTPU, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, "-c", AHEAD], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.splitlines() == ["2 0", "2 0"]
+    assert for_tpus("-c", AHEAD).splitlines() == ["2 0", "2 0"]
