@@ -23,7 +23,7 @@ _log = logging.getLogger("jaxalign")
 LARGE = 64 * 2**20
 """Bytes from which on a file's hash is kept on disk: reading it again would take longer."""
 SETTLED = 2.0
-"""Seconds after which a change of a file surely shows in its time of change."""
+"""Seconds after which another change of a file surely shows in its time of change."""
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -110,8 +110,8 @@ def compiled_folder() -> Path:
 def file_hash(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, all of them, as hexadecimal digits.
 
-    That of a large file is kept in the user's cache and read from there while the file's place, size and time of
-    change stay what they were.
+    That of a large file is kept in the user's cache and read from there while the file's place, inode, size and times
+    of modification and change stay what they were.
     """
     path = Path(os.path.realpath(path))
     return kept_hash("bytes", [path], lambda: _read_hash(path))
@@ -128,13 +128,15 @@ def kept_hash(kind: str, paths: Iterable[Path], compute: Callable[[], str]) -> s
 
     def look() -> dict[str, Any]:
         stats = [(os.path.realpath(path), os.stat(path)) for path in paths]
-        return {"kind": kind, "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
+        # The time of change by its inode: archives and images set that of modification, the same for other bytes.
+        files = [[path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in stats]
+        return {"kind": kind, "files": files}
 
     paths = list(paths)
     state = look()
-    if sum(size for _, size, _ in state["files"]) < LARGE:
+    if sum(size for _, _, size, _, _ in state["files"]) < LARGE:
         return compute()
-    place = hashlib.sha256(os.fsencode(json.dumps([kind, *(path for path, _, _ in state["files"])]))).hexdigest()[:32]
+    place = hashlib.sha256(os.fsencode(json.dumps([kind, *(path for path, *_ in state["files"])]))).hexdigest()[:32]
     memo = cache_folder() / "hashes" / f"{place}.json"
     try:
         kept = json.loads(memo.read_text(encoding="utf-8"))
@@ -144,7 +146,7 @@ def kept_hash(kind: str, paths: Iterable[Path], compute: Callable[[], str]) -> s
         pass
     found = compute()
     after = look()
-    if after == state and time.time() - max(changed for _, _, changed in after["files"]) / 1e9 > SETTLED:
+    if after == state and time.time() - max(changed for *_, changed in after["files"]) / 1e9 > SETTLED:
         try:
             write_text(memo, json.dumps(state | {"sha256": found}) + "\n")
         except OSError as error:  # a home that cannot be written: the next process reads the files again

@@ -209,7 +209,7 @@ def plan(
 
 def _advice(work: Work, devices: Sequence[Any] | None, over: float) -> Advice | None:
     """The changes of least harm with which the pass fits: by estimate, scaled by how far it was off, then compiled."""
-    changes = list(mesh_changes(work.target.devices, work.decoder))
+    changes = list(mesh_changes(work.config, work.target.devices, work.decoder))
     if work.trains:
         changes = [*CHANGES, *changes, ADAPTERS]
     failed: list[float] = []

@@ -50,13 +50,21 @@ CHANGES_RESULTS = 20
 ADAPTERS = _change(30, "other training: low-rank adapters instead of all weights", adapter={"kind": "lora"})
 
 
-def mesh_changes(devices: int, decoder: DecoderConfig) -> tuple[Change, ...]:
-    """Other meshes of the same devices: no copies of the weights, and matrix products that share an example."""
-    found = [_change(0.5, "nothing, if the interconnect keeps up", mesh={"data": 1, "fsdp": -1, "tensor": 1})]
+def mesh_changes(config: RunConfig, devices: int, decoder: DecoderConfig) -> tuple[Change, ...]:
+    """Other meshes of the same devices: no copies of the weights, and matrix products that share an example.
+
+    Named by what differs from the run's own mesh.
+    """
+
+    def change(harm: float, cost: str, tensor: int) -> Change:
+        mesh = {"data": 1, "fsdp": -1, "tensor": tensor}
+        other = {field: value for field, value in mesh.items() if getattr(config.mesh, field) != value}
+        return _change(harm, cost, mesh=other)
+
+    found = [change(0.5, "nothing, if the interconnect keeps up", 1)]
     for i, size in enumerate((2, 4, 8)):
         if devices % size == 0 and shares_heads(decoder, size):
-            change = _change(3 + i, "activations travel in every layer", mesh={"data": 1, "fsdp": -1, "tensor": size})
-            found.append(change._replace(name=f"mesh.tensor={size}"))
+            found.append(change(3 + i, "activations travel in every layer", size))
     return tuple(found)
 
 

@@ -109,7 +109,26 @@ def test_nothing_is_advised_that_could_not_start():
     odd = parse_config(
         {**TINY, "num_attention_heads": 6, "hidden_size": 96, "num_key_value_heads": 3}, generation={}, where="here"
     )
-    assert [change.name for change in mesh_changes(8, odd)] == ["mesh.data=1 mesh.fsdp=-1 mesh.tensor=1"]
+    copies = seven(mesh={"data": 2, "fsdp": 4, "tensor": 1})
+    assert [change.name for change in mesh_changes(copies, 8, odd)] == ["mesh.data=1 mesh.fsdp=-1"]
+
+
+@pytest.mark.parametrize("tokens", [2048, 16_384, 40_960])
+@pytest.mark.parametrize("mesh", [{}, {"data": 2}, {"data": 4, "fsdp": -1, "tensor": 2}, {"data": -1, "fsdp": 4}])
+def test_what_is_advised_fits_as_it_is_printed(mesh, tokens):
+    found = shapes_only(seven(mesh=mesh, train={"batch_size": 16}), "v5e:8x8", tokens=tokens)
+    assert found.advice is not None or found.fits
+    if found.advice is None:
+        return
+    printed = [word.split("=") for change in found.advice.changes for word in change.split()]
+    sections = {"mesh": mesh, "train": {"batch_size": 16}}
+    for name, value in printed:
+        section, field = name.split(".")
+        words = value if section in ("model", "reference", "adapter") else int(value)
+        sections[section] = {**sections.get(section, {}), field: words}
+    again = shapes_only(seven(**sections), "v5e:8x8", tokens=tokens, searching=False)
+    assert again.fits
+    assert again.estimate.total == pytest.approx(found.advice.estimated)
 
 
 def test_int8_weights_are_planned_as_they_run():

@@ -146,27 +146,32 @@ def test_the_hash_of_a_large_file_is_kept_while_it_stays_as_it_is(tmp_path, monk
     monkeypatch.delenv("JAXALIGN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(files, "LARGE", 8)
+    monkeypatch.setattr(files, "SETTLED", -1.0)
     read, path = [], tmp_path / "model.safetensors"
     real = files._read_hash
     monkeypatch.setattr(files, "_read_hash", lambda path: read.append(path) or real(path))
 
-    def change(content, time):
+    def change(content):
+        before = path.stat().st_ctime_ns if path.exists() else 0
         path.write_bytes(content)
-        os.utime(path, (time, time))
+        os.utime(path, (1e9, 1e9))  # as archives and images do, whatever is in it
+        while path.stat().st_ctime_ns == before:  # a clock of a few milliseconds
+            os.utime(path, (1e9, 1e9))
 
-    change(b"0123456789", 1e9)
+    change(b"0123456789")
     assert file_hash(path) == file_hash(path) == hashlib.sha256(b"0123456789").hexdigest()
     (tmp_path / "link").symlink_to(path)
     assert file_hash(tmp_path / "link") == file_hash(path)
     assert len(read) == 1
-    change(b"0123x56789", 1e9 + 1)  # of the same size
+    change(b"0123x56789")  # of the same size and time of modification
     assert file_hash(path) == hashlib.sha256(b"0123x56789").hexdigest()
     # What has just been written may be written again before the clock moves: it is not kept.
+    monkeypatch.setattr(files, "SETTLED", 2.0)
     path.write_bytes(b"9876543210")
     assert file_hash(path) == hashlib.sha256(b"9876543210").hexdigest() == file_hash(path)
     assert len(read) == 4
     # A damaged note, and a cache that cannot be written, cost time only.
-    change(b"0123456789", 1e9)
+    change(b"0123456789")
     for note in (tmp_path / "cache" / "jaxalign" / "hashes").iterdir():
         note.write_text("{")
     assert file_hash(path) == hashlib.sha256(b"0123456789").hexdigest()

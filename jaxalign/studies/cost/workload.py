@@ -16,6 +16,7 @@ import numpy as np
 from jaxalign import build
 from jaxalign.config import RunConfig, from_dict, to_dict
 from jaxalign.data.holdout import prompt_key
+from jaxalign.data.row_shapes import round_length
 from jaxalign.data.sources import expand
 from jaxalign.errors import ConfigError, DataError, ModelError
 from jaxalign.methods import Layout, get_method
@@ -24,8 +25,6 @@ from jaxalign.planning.architectures import hub_architecture, read_file
 from jaxalign.planning.workload import Workload, attended_keys
 from jaxalign.studies.plan import PlannedStage
 from jaxalign.studies.study import PublishedData
-
-TOKEN_MULTIPLE = 64
 
 
 def architecture_of(
@@ -81,7 +80,7 @@ def _counted(config: RunConfig, root: RunConfig) -> Workload | None:
         tokens=float(total.mean()),
         scored=float((total if config.data.loss_on == "all" else rest.sum(axis=1)).mean()),
         attended=float(attended_keys(np.column_stack([prompt, rest])).mean()),
-        row=_rounded(config.data.row_length or int(total.max())),
+        row=round_length(config.data.row_length or int(total.max())),
         assumed=None,
     )
 
@@ -153,10 +152,6 @@ def _assumed(config: RunConfig, known: Mapping[str, PublishedData]) -> Workload 
         tokens=tokens,
         scored=tokens if data.loss_on == "all" else answers * completion,
         attended=prompt**2 / 2 + answers * (completion * prompt + completion**2 / 2),
-        row=_rounded(data.row_length or answers * length),  # with a short prompt, all answers may be as long
+        row=round_length(data.row_length or answers * length),  # with a short prompt, all answers may be as long
         assumed=f"{data.train[0]}: {facts.source}",
     )
-
-
-def _rounded(tokens: int) -> int:
-    return -(-tokens // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
