@@ -75,6 +75,8 @@ def main() -> None:
     }
     found["wide"] = told("v5e", wide, 2048)
     found["wide, float32"] = told("v5e", wide, 2048, dtype="float32")
+    for width in (64, 96):  # no multiples of the 128 lanes
+        found[str(width)] = told("v5e", benchmark.Model(4, 2, width), 1024)
     text = on_a_mesh()
     moves = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
     found["mesh"] = {"kernels": text.count("tpu_custom_call"), "moves": [x for x in moves if x in text]}

@@ -26,8 +26,9 @@ def test_memory_is_linear_in_the_length(compiled, chip):
     assert 2 * one["arguments"] < 8192**2
 
 
-@pytest.mark.parametrize("name", ["wide", "wide, float32"])
-def test_default_blocks_fit_the_widest_heads(compiled, name):
+@pytest.mark.parametrize("name", ["64", "96", "wide", "wide, float32"])
+def test_default_blocks_fit_the_narrowest_and_the_widest_heads(compiled, name):
+    assert set(compiled[name]["vector_memory"]) == {"forward", "dquery", "dkey"}
     assert max(compiled[name]["vector_memory"].values()) < 16 * 2**20
 
 
