@@ -76,8 +76,7 @@ def matmul_rate(tokens: int, width: int, outputs: int, dtype: str, *, seconds: f
 def useful_flops(decoder: Any, pairs: Sequence[Mapping[str, Sequence[int]]], *, live: bool, adapters: int = 0) -> float:
     """Operations that a step over these pairs needs, however it is computed.
 
-    Forward over unique tokens with the head over scored tokens alone; as much again for the gradients of activations,
-    and of weights where all are trained; and a forward of the reference where it is live.
+    As `jaxalign.planning.flops` counts a step; the reference has the policy's architecture.
 
     Args:
       decoder: the architecture.
@@ -85,7 +84,7 @@ def useful_flops(decoder: Any, pairs: Sequence[Mapping[str, Sequence[int]]], *, 
       live: whether the reference is computed in the step.
       adapters: parameters of low-rank factors, where only these are trained.
     """
-    from jaxalign.planning.flops import forward
+    from jaxalign.planning.flops import step
 
     tokens = scored = attended = 0
     for pair in pairs:
@@ -94,9 +93,8 @@ def useful_flops(decoder: Any, pairs: Sequence[Mapping[str, Sequence[int]]], *, 
         tokens += prompt + sum(answers)
         scored += sum(answers)
         attended += prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in answers)
-    once = forward(decoder, tokens, scored, attended)
-    train = 2 * once + 6.0 * adapters * tokens if adapters else 3 * once
-    return train + once * live
+    read = {"tokens": tokens, "scored": scored, "attended": attended}
+    return step(decoder, decoder if live else None, **read, factors=adapters or None)
 
 
 def example_set(pairs: Sequence[Mapping[str, Sequence[int]]]) -> Any:

@@ -10,11 +10,11 @@ import jax
 from jaxalign.config import RunConfig, resolve, validate
 from jaxalign.errors import ConfigError
 from jaxalign.methods import Method
-from jaxalign.models.adapters import Adapter
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.huggingface import load_variables
 from jaxalign.models.huggingface import resolve as resolve_model
 from jaxalign.models.policy import Policy, build_policy
+from jaxalign.planning.memory import run_adapter
 from jaxalign.training.mesh import MeshPlan, make_mesh
 from jaxalign.training.readings import wants_language_head
 from jaxalign.training.torus import torus_mesh
@@ -61,17 +61,9 @@ def make_policy(config: RunConfig, decoder: DecoderConfig, plan: MeshPlan, metho
         attention=config.model.attention,
         head_outputs=outputs,
         language_head=method is None or wants_language_head(method),
-        adapter=None if method is None else make_adapter(config),
+        adapter=None if method is None else run_adapter(config),
         torus=torus_mesh(plan),
     )
-
-
-def make_adapter(config: RunConfig) -> Adapter | None:
-    """The low-rank adapters that a run trains, if it does."""
-    settings = config.adapter
-    if settings.kind == "none":
-        return None
-    return Adapter(settings.rank, settings.alpha, settings.targets, settings.rslora)
 
 
 def make_trainable(config: RunConfig) -> Trainable:

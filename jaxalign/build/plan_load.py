@@ -17,12 +17,14 @@ from jaxalign.config import RunConfig
 from jaxalign.config_checks import DEFAULT_MAX_LENGTH
 from jaxalign.data.row_plans import RowProgram
 from jaxalign.data.row_shapes import round_length
+from jaxalign.data.rows import attended_keys
 from jaxalign.data.sources import expand
 from jaxalign.errors import ConfigError, DataError
 from jaxalign.methods import Layout, get_method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning.architectures import ARCHITECTURES, hub_architecture
-from jaxalign.planning.workload import Workload, attended_keys, batch_rows
+from jaxalign.planning.references import other_model
+from jaxalign.planning.workload import Workload, batch_rows
 
 RANKED = 4
 """Completions of a ranking, where neither data nor data.max_completions tell."""
@@ -37,27 +39,31 @@ class Load:
       longest: tokens of the longest example, its prompt once.
       completions: K.
       told: where the numbers come from, for people.
-      largest: ``(multiple, batch) -> program``: the largest rows that the data need; `batch` None = a training step's,
-        else examples of a call of the reference pass. None where the data are not here.
+      largest: ``(decoder, multiple, batch) -> program``: the largest rows that the data need with the model at work;
+        `batch` None = a training step's, else examples of a call of the reference pass. None where the data are not
+        here.
     """
 
     work: Workload
     longest: int
     completions: int
     told: str
-    largest: Callable[[int, int | None], RowProgram] | None = None
+    largest: Callable[[DecoderConfig, int, int | None], RowProgram] | None = None
 
-    def sizes(self, config: RunConfig, split: int, *, batch: int | None = None, parts: int = 1) -> RowSizes:
+    def sizes(
+        self, config: RunConfig, decoder: DecoderConfig, split: int, *, batch: int | None = None, parts: int = 1
+    ) -> RowSizes:
         """A batch's rows.
 
         Args:
           config: the run.
+          decoder: the model that is trained, or that scores.
           split: devices that share the rows.
           batch: examples; None = a training step's.
           parts: micro-batches.
         """
         if self.largest is not None:
-            rows, shape = self.largest(split * parts, batch)
+            rows, shape = self.largest(decoder, split * parts, batch)
             return RowSizes(rows, *shape)
         batch = config.train.batch_size if batch is None else batch
         work = self.work
@@ -177,18 +183,20 @@ def _counted(config: RunConfig, data: CheckedData, mean: float | None, examples:
     )
     where = f"{len(total)} examples of {' '.join(config.data.train)}"
     told = f"{where}: {total.mean():.0f} tokens on average, {longest} the longest"
+    other = other_model(config)
+    if other is not None:
+        told += f", counted with the policy's tokenizer, not with that of {other}"
     # Other lengths than the data's leave nothing to lay out.
     largest = _largest(config, data) if mean is None else None
     return Load(work, longest, rest.shape[1], told, largest)
 
 
-def _largest(config: RunConfig, data: CheckedData) -> Callable[[int, int | None], RowProgram]:
+def _largest(config: RunConfig, data: CheckedData) -> Callable[[DecoderConfig, int, int | None], RowProgram]:
     """The rows of the data as training and the reference pass lay them out."""
     method = get_method(config.method.name)
 
     @functools.cache
-    def largest(multiple: int, batch: int | None) -> RowProgram:
-        decoder = planned_architecture(config)
+    def largest(decoder: DecoderConfig, multiple: int, batch: int | None) -> RowProgram:
         if batch is None:
             batches = shuffled(data.train, method, config)
             steps, work = training_steps(config, data), row_work(decoder, config.model.attention)

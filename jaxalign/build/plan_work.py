@@ -13,9 +13,8 @@ from jaxalign.build.abstract import RowSizes
 from jaxalign.build.plan_load import Load, planned_architecture, planned_steps
 from jaxalign.config import RunConfig, resolve
 from jaxalign.errors import ConfigError
-from jaxalign.methods import get_method
 from jaxalign.models.decoder_config import DecoderConfig
-from jaxalign.planning import executed
+from jaxalign.planning import executed, references
 from jaxalign.planning.changes import Change, changed
 from jaxalign.planning.memory import BYTES, Parts, sizes, step_memory
 from jaxalign.planning.roofline import fsdp_bytes
@@ -29,14 +28,13 @@ def named(decoder: DecoderConfig) -> str:
 
 def models(config: RunConfig, run_pass: str) -> tuple[DecoderConfig, DecoderConfig | None]:
     """What is computed: the trained model and a reference beside it, or the reference alone."""
-    named = config.reference.source not in ("auto", "policy", "none", "prior", "columns")
+    named = references.other_model(config)
     if run_pass == "reference":
-        return planned_architecture(config, config.reference.source if named else None), None
+        return planned_architecture(config, named), None
     own = planned_architecture(config)
-    needed = get_method(config.method.name).needs_reference and config.reference.source != "none"
-    if not needed or config.reference.mode not in ("live", "moving"):
-        return own, None
-    return own, planned_architecture(config, config.reference.source) if named else own
+    if named is None or config.reference.mode == "cached":
+        return own, references.computed(config, own, None)
+    return own, references.computed(config, own, planned_architecture(config, named))
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,8 @@ class Work:
         """Of a step or call."""
         split = self.mesh["data"] * self.mesh["fsdp"]
         if self.trains:
-            return self.load.sizes(self.config, split, parts=self.config.train.microbatches)
-        return self.load.sizes(self.config, split, batch=max(self.config.evaluation.batch_size, split))
+            return self.load.sizes(self.config, self.decoder, split, parts=self.config.train.microbatches)
+        return self.load.sizes(self.config, self.decoder, split, batch=self.batch)
 
     @property
     def batch(self) -> int:
@@ -122,19 +120,8 @@ class Work:
             row=self.rows.tokens,
             scored=self.rows.scored,
             mesh=(mesh["data"], mesh["fsdp"], mesh["tensor"]),
-            # Under adapters the frozen weights are the reference.
-            reference=None if self.shares else self.other,
+            reference=self.other,
             train=self.trains,
-        )
-
-    @property
-    def shares(self) -> bool:
-        """Whether the reference is the frozen weights under the adapters; one in int8 is a copy."""
-        kind, reference = self.config.adapter.kind, self.config.reference
-        return kind != "none" and (reference.source, reference.mode, reference.quantization) == (
-            "policy",
-            "live",
-            "none",
         )
 
     def made(self, devices: Sequence[Any] | None) -> ahead.Program | None:

@@ -38,7 +38,6 @@ from jaxalign.models.export import save_pretrained
 from jaxalign.models.padding import padding_token
 from jaxalign.models.policy import Policy
 from jaxalign.planning import flops
-from jaxalign.planning.workload import attended_keys
 from jaxalign.training.checkpoint import Checkpoints, abstract_state
 from jaxalign.training.compiled import CompiledStep
 from jaxalign.training.loop import Progress, Schedule, run
@@ -227,11 +226,15 @@ def _start_check(config: RunConfig, reference: RunReference, method):
 
 
 def _throughput(this: _Run, reference: RunReference) -> Throughput:
-    decoder, lengths = this.policy.config, this.data.train.lengths
-    attended = float(attended_keys(lengths).sum() / lengths.sum())
-    token = flops.step(this.config, decoder, reference.computed, tokens=1, scored=0, attended=attended)
-    scored = flops.step(this.config, decoder, reference.computed, tokens=0, scored=1, attended=0)
-    costs = token, scored if this.policy.language_head else 0.0
+    decoder = this.policy.config
+    step = functools.partial(
+        flops.step, decoder, reference.computed, factors=flops.trained_factors(this.config, decoder)
+    )
+    token, scored, key = (
+        step(tokens=tokens, scored=scored, attended=attended)
+        for tokens, scored, attended in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    )
+    costs = token, scored if this.policy.language_head else 0.0, key
     return Throughput(costs, matmul_peak(this.config.model.dtype) * this.plan.mesh.size)
 
 

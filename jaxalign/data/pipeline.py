@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxalign.data.records import Example, ExampleSet
 from jaxalign.data.row_plans import RowPlan, RowProgram, place
-from jaxalign.data.rows import build_rows
+from jaxalign.data.rows import attended_keys, build_rows
 from jaxalign.types import Rows
 
 Attach = Callable[[int, int], Mapping[str, Any]]
@@ -34,6 +34,7 @@ class PackedBatch(NamedTuple):
       example_ids: the batch's examples in order, for messages.
       tokens: unique tokens of the whole batch: every prompt once, every completion once.
       scored: scored tokens of the whole batch.
+      attended: keys that the tokens of the whole batch look at, together.
     """
 
     rows: Rows
@@ -42,6 +43,7 @@ class PackedBatch(NamedTuple):
     example_ids: tuple[int, ...]
     tokens: int
     scored: int
+    attended: float
 
     @property
     def places(self) -> int:
@@ -220,7 +222,9 @@ class Packer:
         rows: list[list[tuple[int, Example]]] = [[batch[i] for i in row] for row in plan.rows]
         rows.extend([] for _ in range(count - len(rows)))
         built = build_rows(rows, shape, self.column_names, local)
-        return PackedBatch(built, count, local.start, tuple(i for i, _ in batch), plan.tokens, plan.scored)
+        segments = [[len(s) for s in (e.prompt, *e.completions, *e.unscored)] for _, e in batch]
+        attended = float(attended_keys(np.array(segments)).sum())
+        return PackedBatch(built, count, local.start, tuple(i for i, _ in batch), plan.tokens, plan.scored, attended)
 
     def sizes(self, example: Example) -> list[Rows]:
         """The shapes and types of every program's rows: what to compile for.

@@ -22,6 +22,16 @@ DERIVED_COLUMNS = ("ends", "score_index")
 """Columns that `build_rows` knows by itself: places in the row."""
 
 
+def attended_keys(lengths: np.ndarray) -> np.ndarray:
+    """Keys that all tokens of each example look at, together, ``[E]``: those before it in its segment and its prompt.
+
+    Args:
+      lengths: of the prompt and each completion, ``[E, 1 + K]``.
+    """
+    prompt, rest = np.split(np.asarray(lengths, np.float64), [1], axis=1)
+    return (prompt**2 / 2).sum(axis=1) + (rest**2 / 2 + rest * prompt).sum(axis=1)
+
+
 def build_rows(
     rows: Sequence[Sequence[tuple[int, Example]]],
     shape: RowShape,

@@ -36,7 +36,7 @@ def needed(
     if not train:
         return examples * flops.forward(decoder, work.tokens, work.scored, work.attended)
     sizes = {"tokens": work.tokens, "scored": work.scored, "attended": work.attended}
-    return examples * flops.step(config, decoder, other, **sizes)
+    return examples * flops.step(decoder, other, **sizes, factors=flops.trained_factors(config, decoder))
 
 
 def done(
@@ -67,13 +67,15 @@ def done(
         return products + attention + head
     again = config.model.remat == "full"
     coupled = get_method(config.method.name).batch_coupled and config.train.microbatches > 1
-    backward = 2 if config.adapter.kind == "none" else 1
+    factors = flops.trained_factors(config, decoder)
+    backward = 2 if factors is None else 1  # of weights; attention has none
+    low_rank = 2.0 * (factors or 0.0) * rows * row
     # Only "dots" keeps what attention gave, and of the dense form nobody does.
     attention_again = config.model.remat == "full" or (config.model.remat == "dots" and form == "dense")
     # Scoring makes its logits again whatever remat says.
     total = products * (1 + backward + again) + head * (1 + backward + 1)
     total += attention * (1 + BACKWARD[form] + attention_again)
-    total += (products + attention + head) * coupled
+    total += low_rank * (3 + again) + (products + attention + head + low_rank) * coupled
     return total + (sum(_forward(other, rows, row, scored, form)) if other is not None else 0.0)
 
 

@@ -7,7 +7,8 @@ weights        ``model.param_dtype``, split over fsdp x tensor
 optimizer      its float32 moments (adamw 2, lion, rmsprop and sgd 1, adafactor about none), split likewise
 sums           gradients of micro-batches, split likewise; nothing with one
 copies         of the weights in ``model.dtype``, split likewise: the compiler casts them once, before the loops
-reference      a live or moving copy of the weights, split likewise; nothing for a cached one
+reference      a live or moving copy of the weights, split likewise; nothing for a cached one; under adapters nothing
+               for a live one, which is the frozen weights, and a copy of the factors for a moving one
 kept           what the backward pass keeps of every layer: with remat ``full`` the block's input, with ``dots`` the
                products' results, with ``none`` everything
 blocks         at work in the blocks: the gradients, one block's own activations, what fsdp gathers of a layer, and
@@ -53,6 +54,8 @@ SCORES = 4
 """Float32 arrays of scores, ``[rows, H, T, T]``, that the dense attention of a block holds at once."""
 KEPT_SCORES = 1.25
 """Of them, what each layer keeps with remat ``none``: the weights in float32, and the mask."""
+FACTOR_BYTES = 4
+"""Of a number in adapters: they are float32, whatever the base is stored in."""
 MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "rmsprop": 1, "sgd": 1, "adafactor": 0}
 
 
@@ -84,6 +87,14 @@ def sizes(decoder: DecoderConfig) -> Sizes:
     return Sizes(
         sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)), table, 0 if decoder.tied_embeddings else table
     )
+
+
+def run_adapter(config: RunConfig) -> Adapter | None:
+    """The low-rank adapters that a run trains, if it does."""
+    settings = config.adapter
+    if settings.kind == "none":
+        return None
+    return Adapter(settings.rank, settings.alpha, settings.targets, settings.rslora)
 
 
 @functools.lru_cache(maxsize=64)
@@ -142,7 +153,8 @@ def step_memory(
       row: tokens of a row.
       scored: scored tokens of a row.
       mesh: devices along ``data``, ``fsdp`` and ``tensor``.
-      reference: the architecture of a reference in memory; None without one.
+      reference: the architecture of a reference that the step computes (`jaxalign.planning.references.computed`),
+        whether or not it shares the policy's weights; None without one.
       train: False for a pass that only scores: no optimizer, no gradients, nothing kept for a backward pass.
     """
     data, fsdp, tensor = mesh
@@ -168,10 +180,10 @@ def step_memory(
         return Parts(own, 0, 0, _copied_bytes(config, decoder, int8=int8) / shards, 0, 0, blocks, scoring)
     trained, moments = own, MOMENTS[config.optimizer.name] * count.total * 4 / shards
     scattered = layer if fsdp > 1 else 0.0
-    if config.adapter.kind != "none":
-        scattered, settings = 0.0, config.adapter
-        adapter = Adapter(settings.rank, settings.alpha, settings.targets, settings.rslora)
-        trained = adapter_size(decoder, adapter, fsdp, tensor) * 4
+    adapter = run_adapter(config)
+    if adapter is not None:
+        scattered = 0.0
+        trained = adapter_size(decoder, adapter, fsdp, tensor) * FACTOR_BYTES
         moments = MOMENTS[config.optimizer.name] * trained
         own += trained
     return Parts(
@@ -179,15 +191,33 @@ def step_memory(
         optimizer=moments,
         sums=trained if config.train.microbatches > 1 else 0.0,
         copies=_copied_bytes(config, decoder) * COPIES / shards,
-        reference=0 if reference is None else reference_bytes(config, reference) / shards,
+        reference=0 if reference is None else resident_bytes(config, reference, fsdp, tensor),
         kept=decoder.layers * (tokens * kept * computed + KEPT_SCORES * scores * (config.model.remat == "none")),
         blocks=trained + blocks + scattered,
         scoring=scoring,
     )
 
 
+def resident_bytes(config: RunConfig, reference: DecoderConfig, fsdp: int = 1, tensor: int = 1) -> float:
+    """Bytes that a reference which each step computes adds on a device, as `jaxalign.build.reference` makes it.
+
+    Args:
+      config: the run, resolved.
+      reference: the reference's architecture.
+      fsdp: devices along this axis.
+      tensor: likewise.
+    """
+    adapter, settings = run_adapter(config), config.reference
+    if adapter is not None and settings.mode == "moving":  # a copy of what is trained
+        each = BYTES[settings.dtype] if settings.dtype else FACTOR_BYTES
+        return adapter_size(reference, adapter, fsdp, tensor) * each
+    if adapter is not None and settings.source == "policy" and settings.quantization == "none":
+        return 0.0  # the frozen weights under the adapters
+    return reference_bytes(config, reference) / (fsdp * tensor)
+
+
 def reference_bytes(config: RunConfig, decoder: DecoderConfig) -> float:
-    """Bytes of a reference's weights on all devices together; int8 is for the projections of its blocks."""
+    """Bytes of a whole reference's weights on all devices together; int8 is for the projections of its blocks."""
     settings, count = config.reference, sizes(decoder)
     whole = BYTES[config.model.param_dtype]
     if settings.quantization == "int8":

@@ -178,8 +178,16 @@ def run(
                 check_first(done.batch, output)
             progress.averages.add(output.metrics)
             if throughput is not None:
-                sizes = done.batch.places, done.batch.scored, done.batch.slots
-                throughput.add(done.batch.tokens, len(done.batch.example_ids), done.waited, *sizes)
+                packed = done.batch
+                throughput.add(
+                    packed.tokens,
+                    len(packed.example_ids),
+                    done.waited,
+                    places=packed.places,
+                    scored=packed.scored,
+                    slots=packed.slots,
+                    attended=packed.attended,
+                )
             if schedule.due(schedule.log_every, done.step) or done.step == 1:
                 row = progress.averages.means()
                 progress.averages.clear()

@@ -12,15 +12,15 @@ class Throughput:
     The first step of all only starts the clock, because it compiles.
 
     Args:
-      flops: model FLOPs that a unique token costs, and those that a scored token costs more (the output head); None =
-        no utilisation.
+      flops: model FLOPs that a unique token costs, those that a scored token costs more (the output head), and those
+        of each key that a token looks at; None = no utilisation.
       peak_flops: FLOPs per second of all devices together, e.g. ``matmul_peak() * jax.device_count()``.
       clock: seconds, for tests.
     """
 
     def __init__(
         self,
-        flops: tuple[float, float] | None = None,
+        flops: tuple[float, float, float] | None = None,
         peak_flops: float | None = None,
         *,
         clock: Callable[[], float] = time.perf_counter,
@@ -38,10 +38,18 @@ class Throughput:
 
     def _zero(self) -> None:
         self._tokens = self._examples = self._steps = self._places = self._scored = self._slots = 0
-        self._waited = 0.0
+        self._waited = self._attended = 0.0
 
     def add(
-        self, tokens: int, examples: int, waited: float = 0.0, places: int = 0, scored: int = 0, slots: int = 0
+        self,
+        tokens: int,
+        examples: int,
+        waited: float = 0.0,
+        *,
+        places: int = 0,
+        scored: int = 0,
+        slots: int = 0,
+        attended: float = 0.0,
     ) -> None:
         """Counts a step that has been computed.
 
@@ -52,6 +60,7 @@ class Throughput:
           places: token places of its rows, padding included; 0 = unknown.
           scored: scored tokens in it, over all processes.
           slots: scored slots of its rows, those that are empty included; 0 = unknown.
+          attended: keys that its tokens look at, together, over all processes.
         """
         if self._start is None:
             self._start = self._clock()
@@ -61,6 +70,7 @@ class Throughput:
         self._places += places
         self._scored += scored
         self._slots += slots
+        self._attended += attended
         self._waited += waited
         self._steps += 1
 
@@ -94,7 +104,8 @@ class Throughput:
         if self._slots:
             rates["perf/scored_fill"] = self._scored / self._slots
         if self._flops is not None and self._peak is not None:
-            each_token, each_scored = self._flops
-            rates["perf/mfu"] = (self._tokens * each_token + self._scored * each_scored) / elapsed / self._peak
+            counts = self._tokens, self._scored, self._attended
+            needed = sum(count * each for count, each in zip(counts, self._flops, strict=True))
+            rates["perf/mfu"] = needed / elapsed / self._peak
         self._zero()
         return rates

@@ -79,7 +79,7 @@ def test_useful_flops_count_each_seen_token_once():
     forward = 2 * (blocks + config.width) * 12 + attention + 2 * config.width * config.vocab_size * 7
     assert ours.useful_flops(config, [pair], live=False) == 3 * forward
     assert ours.useful_flops(config, [pair, pair], live=True) == 8 * forward
-    assert ours.useful_flops(config, [pair], live=False, adapters=10) == 2 * forward + 6 * 10 * 12
+    assert ours.useful_flops(config, [pair], live=False, adapters=10) == 2 * forward + attention + 6 * 10 * 12
 
 
 def test_pairs_do_not_depend_on_how_many_are_made():

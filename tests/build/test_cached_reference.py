@@ -11,12 +11,14 @@ from safetensors.numpy import load_file, save_file
 from jaxalign import build
 from jaxalign.errors import ConfigError
 from tests.build.conftest import HELD_OUT, NOUNS, ROWS, assert_same_run, write_lines, written_pairs
+from tests.build.utilisation import assert_utilisation
 
 
 @pytest.mark.parametrize("method", ["dpo", "ipo"])
 def test_cached_is_live(method, finished):
     live, cached = finished(method__name=method, reference__mode="live"), finished(method__name=method)
     assert_same_run(live, cached)
+    assert_utilisation(live)
     assert abs(live.steps[-1]["rewards/margins"]) > 0.02  # the policy has moved, so the equality says much
 
 

@@ -16,6 +16,7 @@ from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import ConfigError, ModelError
 from jaxalign.methods import METHODS, Layout
 from tests.build.conftest import HELD_OUT, ROWS, make_tokenizer, write_model
+from tests.build.utilisation import assert_utilisation
 
 LOGGED = {"step", "loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "entropy", "mean_token_accuracy"}
 REWARDS = {"rewards/chosen", "rewards/rejected", "rewards/margins"}
@@ -40,6 +41,7 @@ def test_methods_run_by_the_same_function_and_have_the_same_metrics(method, fini
     assert run.steps[-1]["epoch"] == pytest.approx(steps * run.config.train.batch_size / run.trained)
     assert run.manifest["status"] == "done"
     assert (run.workdir / "export" / "model.safetensors").is_file()
+    assert_utilisation(run)
     if method != "kto":  # whose batches hold other examples each time
         assert np.mean([row["loss"] for row in run.steps[-2:]]) < np.mean([row["loss"] for row in run.steps[:2]])
 

@@ -12,9 +12,12 @@ import pytest
 
 from jaxalign.build import ahead
 from jaxalign.build.abstract import RowSizes
+from jaxalign.build.data import check_data
 from jaxalign.build.plan import plan
 from jaxalign.build.plan_load import load_of
 from jaxalign.build.plan_text import plan_lines
+from jaxalign.build.plan_work import Work, models
+from jaxalign.build.row_layout import scoring_layout
 from jaxalign.cli import main
 from jaxalign.config import from_dict, resolve
 from jaxalign.errors import ConfigError
@@ -159,6 +162,34 @@ def test_int8_weights_are_planned_as_they_run():
     assert program.arguments.reference == pytest.approx(reference_bytes(config, decoder), rel=0.05)
 
 
+def test_under_adapters_a_moving_reference_is_a_copy_of_the_factors():
+    lora = {"adapter": {"kind": "lora", "rank": 8}}
+    live, moving = (
+        shapes_only(seven(reference={"mode": mode}, **lora), "v5e:4x4").estimate for mode in ("live", "moving")
+    )
+    assert live.reference == 0
+    # 32 layers of float32; the factor that meets the width is split over 16 devices, the other is whole on each.
+    width, keys, mlp = 4096, 1024, 14336
+    split, whole = 7 * width, width + 2 * keys + width + 2 * mlp + mlp
+    assert moving.reference == 32 * 8 * 4 * (split / 16 + whole)
+    assert moving.total - live.total == pytest.approx(moving.reference)
+
+
+def test_the_rows_of_the_reference_pass_are_those_of_the_model_that_scores(world, configure):
+    """Where nothing else differs a wider model takes longer rows; the tokens are the policy's, and it is said."""
+    config = resolve(configure(reference__source="mistralai/Mistral-7B-v0.1", reference__mode="cached"))
+    work = Work(config, target("v5e:2x2"), "reference", load_of(config), *models(config, "reference"))
+    data = check_data(config)
+    sets = [each for each in (data.train, data.held_out) if each is not None]
+    expected = {
+        width: scoring_layout(sets, False, batch_size=work.batch, multiple=4, width=width)[0].tokens
+        for width in (4096, 32)
+    }
+    assert work.rows.tokens == expected[4096] > expected[32]
+    assert "counted with the policy's tokenizer, not with that of mistralai/Mistral-7B-v0.1" in work.load.told
+    assert "tokenizer" not in load_of(resolve(configure())).told
+
+
 def test_attention_counts_by_its_form():
     auto, dense = (shapes_only(seven(model={"attention": form}), "v5e:4x4") for form in ("auto", "dense"))
     scores = 4 * 32 * 2048**2 * 4  # four rows a device
@@ -194,8 +225,9 @@ def test_what_a_run_reads_follows_from_data_or_from_numbers():
     assert load_of(sft).longest == 1024
     assert load_of(sft).work.scored == 1024
     short = load_of(config, tokens=1000, mean_tokens=100)
-    assert short.sizes(config, 8).rows == 8  # ten examples a row
-    assert load_of(config, tokens=1000).sizes(config, 8, parts=4).rows == 64
+    decoder = parse_config(TINY, generation={}, where="here")
+    assert short.sizes(config, decoder, 8).rows == 8  # ten examples a row
+    assert load_of(config, tokens=1000).sizes(config, decoder, 8, parts=4).rows == 64
     with pytest.raises(ConfigError, match="--mean-tokens"):
         load_of(config, tokens=100, mean_tokens=200)
 
@@ -219,20 +251,22 @@ def test_the_step_without_values_is_traced_with_every_column(method):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight simulated devices")
-def test_under_adapters_the_frozen_weights_are_the_reference():
+@pytest.mark.parametrize("mode", ["live", "moving"])
+def test_under_adapters_the_frozen_weights_are_the_reference(mode):
     decoder = parse_config(TINY, generation={}, where="here")
     tree = {"model": {"path": "some/model"}, "data": {"train": ["x"]}, "adapter": {"kind": "lora", "rank": 4}}
-    config = resolve(from_dict({**tree, "reference": {"mode": "live"}}))
+    config = resolve(from_dict({**tree, "reference": {"mode": mode}}))
     mesh = make_mesh(1, 8, 1, devices=jax.devices()[:8])
     program = ahead.train_program(config, decoder, decoder, RowSizes(8, 32, 16, 2, 2), mesh, 10)
     with jax.set_mesh(mesh.mesh):
         jax.eval_shape(program.function, *program.values)
     given = program.arguments
     factors = adapter_size(decoder, Adapter(rank=4))
-    assert given.reference == 0
     assert sizes(decoder).total * 4 / 8 < given.parameters < sizes(decoder).total * 4 / 8 + factors * 4
     assert given.optimizer <= 2 * factors * 4 + 64
-    found = step_memory(config, decoder, rows=8, row=32, scored=16, mesh=(1, 8, 1), reference=None)
+    found = step_memory(config, decoder, rows=8, row=32, scored=16, mesh=(1, 8, 1), reference=decoder)
+    assert given.reference == pytest.approx(found.reference)
+    assert (found.reference == 0) == (mode == "live")
     assert found.weights == pytest.approx(given.parameters, rel=0.02)
     assert found.optimizer == pytest.approx(given.optimizer, rel=0.02)
 

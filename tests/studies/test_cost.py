@@ -12,11 +12,12 @@ import pytest
 from jaxalign.config import from_dict, resolve
 from jaxalign.config_transport import load_study
 from jaxalign.methods import METHODS
+from jaxalign.models.adapters import Adapter
 from jaxalign.models.config_json import parse_config
 from jaxalign.models.policy import build_policy
-from jaxalign.planning import flops
+from jaxalign.planning import executed, flops
 from jaxalign.planning.changes import nearest_changes
-from jaxalign.planning.memory import sizes, step_memory
+from jaxalign.planning.memory import adapter_size, sizes, step_memory
 from jaxalign.planning.targets import GIB, TARGETS, Target
 from jaxalign.planning.workload import Workload
 from jaxalign.studies import measures
@@ -84,10 +85,55 @@ def test_operations_are_those_of_every_matrix_product():
     cached = stage(reference={"mode": "cached"})
     assert cost(cached).flops == pytest.approx(2000 * 3 * once, rel=1e-12)
     assert cost(dataclasses.replace(cached, kind="reference")).flops == pytest.approx(1100 * once, rel=1e-12)
-    adapted = stage(reference={"mode": "cached"}, adapter={"kind": "lora"})
-    assert cost(adapted).flops == pytest.approx(2000 * 2 * once, rel=1e-12)
+    # Frozen weights take no gradient; attention has none, and the two gradients of its products as always. The factors
+    # are trained: [64, 16] and [16, n] for each of the seven projections, or the other way round.
+    factors = layers * 16 * (2 * (width + width) + 2 * (width + 32) + 3 * (width + mlp))
+    low_rank = 2 * tokens * factors
+    adapted = cost(stage(reference={"mode": "cached"}, adapter={"kind": "lora"}))
+    assert adapted.flops == pytest.approx(2000 * (2 * products + 2 * head + 3 * attention + 3 * low_rank), rel=1e-12)
+    assert adapted.evaluation == pytest.approx(100 * (once + low_rank), rel=1e-12)
     assert cost(stage(method={"name": "cpo"})).flops == pytest.approx(2000 * 3 * once, rel=1e-12)
     assert cost(stage(reference={"source": "columns"})).flops == pytest.approx(2000 * 3 * once, rel=1e-12)
+
+
+def test_the_devices_do_what_is_needed_and_more():
+    """Of the products with frozen weights both counts leave out the same; of attention neither leaves out anything."""
+    full, lora = (stage(adapter={"kind": kind}, model={"remat": "none"}).config for kind in ("none", "lora"))
+    work = Workload(examples=1, held_out=0, tokens=256, scored=64, attended=256**2 / 2, row=256, assumed=None)
+    needed, done = (
+        [count(config) for config in (full, lora)]
+        for count in (
+            lambda config: executed.needed(config, work, decoder(), None, 2, train=True),
+            lambda config: executed.done(config, decoder(), None, 2, 256, 64, True, "tpu"),
+        )
+    )
+    frozen = 2 * 2 * (256 * sizes(decoder()).blocks + 64 * 64 * 1000)
+    low_rank = 3 * 2 * 2 * 256 * adapter_size(decoder(), Adapter())
+    assert needed[0] - needed[1] == pytest.approx(frozen - low_rank, rel=1e-9)
+    assert done[0] - done[1] == pytest.approx(frozen - low_rank, rel=1e-9)
+    assert all(more > least for more, least in zip(done, needed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({"mode": "live"}, 0.0),
+        ({"mode": "moving"}, 1.0),
+        ({"mode": "moving", "dtype": "bfloat16"}, 0.5),
+        ({"mode": "cached"}, 0.0),
+    ],
+)
+def test_under_adapters_a_reference_is_at_most_a_copy_of_the_factors(settings, share):
+    found = cost(stage(reference=settings, adapter={"kind": "lora"}))
+    place = on_target(found, Target("pod", 4, 1e18, 1e12), mfu=0.4)
+    assert place.memory.reference == pytest.approx(share * 4 * adapter_size(decoder(), Adapter(), fsdp=4))
+    # Another model, or one in int8, is a copy of its own; and so is any without adapters.
+    if settings == {"mode": "live"}:
+        for sections in ({}, {"adapter": {"kind": "lora"}}):
+            more = {"source": "some/model"} if sections else {}
+            other = cost(stage(reference={**settings, **more}, **sections))
+            whole = on_target(other, Target("pod", 4, 1e18, 1e12), mfu=0.4).memory.reference
+            assert whole == pytest.approx(sizes(decoder()).total)
 
 
 def test_a_smaller_vocabulary_saves_only_at_scored_tokens():

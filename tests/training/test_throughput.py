@@ -20,15 +20,16 @@ def test_rates_by_hand():
     """The first step starts the clock. Then two steps in 4 s: 600 tokens, 8 pairs, 1 s of waiting, 800 places.
 
     120 tokens are scored, in 160 slots.
-    150 tokens/s of 6,000 FLOPs each and 30 scored ones of 5,000 more are 1.05 MFLOP/s, of a peak of 10.5: a tenth.
+    150 tokens/s of 6,000 FLOPs each, 30 scored ones of 5,000 more and 1,500 keys of 100 are 1.2 MFLOP/s, of a peak of
+    12: a tenth.
     """
     clock = Clock()
-    throughput = Throughput((6000.0, 5000.0), 10.5e6, clock=clock)
+    throughput = Throughput((6000.0, 5000.0, 100.0), 12e6, clock=clock)
     assert throughput.rates() == {}
-    throughput.add(999, 99, 50.0, 999, 9, 9)
+    throughput.add(999, 99, 50.0, places=999, scored=9, slots=9, attended=999)
     for _ in range(2):
         clock.now += 2.0
-        throughput.add(300, 4, 0.5, 400, 60, 80)
+        throughput.add(300, 4, 0.5, places=400, scored=60, slots=80, attended=3000)
     assert throughput.rates() == pytest.approx(
         {
             "perf/tokens_per_second": 150.0,
@@ -44,9 +45,9 @@ def test_rates_by_hand():
 
 
 def test_every_rate_is_documented():
-    throughput = Throughput((1.0, 1.0), 1.0)
+    throughput = Throughput((1.0, 1.0, 1.0), 1.0)
     throughput.add(1, 1)
-    throughput.add(1, 1, 0.0, 1, 1, 1)
+    throughput.add(1, 1, places=1, scored=1, slots=1)
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     assert all(f"| `{name}` |" in page for name in throughput.rates())
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxalign.config import RunConfig
-from jaxalign.methods import get_method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning import flops
 from jaxalign.planning.architectures import cached_file, hub_architecture
 from jaxalign.planning.changes import nearest_changes, shares_heads
 from jaxalign.planning.memory import Parts, sizes, step_memory
+from jaxalign.planning.references import computed, other_model
 from jaxalign.planning.targets import GIB, TARGETS, Target
 from jaxalign.planning.workload import FILL, Workload, batch_rows
 from jaxalign.studies.cost.measures import measure_lines
@@ -48,7 +48,7 @@ class StageCost:
       flops: operations of training or filling.
       evaluation: operations of held-out evaluation.
       steps: optimizer steps; 0 for a fill.
-      live: the reference that it holds in memory.
+      live: the reference that each of its steps computes.
     """
 
     stage: PlannedStage
@@ -91,14 +91,13 @@ def stage_cost(stage: PlannedStage, stages: Mapping[str, PlannedStage], study: S
     decoder = architecture_of(stage, stages, known, "model.path")
     work = workload_of(stage, stages, study.datasets)
     other: DecoderConfig | None = decoder
-    if config.reference.source not in ("auto", "policy", "none", "prior", "columns"):
+    if other_model(config) is not None:
         other = architecture_of(stage, stages, known, "reference.source")
     if decoder is None or work is None or other is None:
         return None
     if stage.kind == "reference":
         return StageCost(stage, other, work, flops.filling(config, work, other), 0.0, 0, None)
-    needed = get_method(config.method.name).needs_reference and config.reference.source != "none"
-    live = other if needed and config.reference.mode in ("live", "moving") else None
+    live = computed(config, decoder, other)
     train, evaluation = flops.training(config, work, decoder, live)
     return StageCost(stage, decoder, work, train, evaluation, flops.training_steps(config, work), live)
 
@@ -255,7 +254,7 @@ def _misfits(
 
 def _fits(cost: StageCost, target: Target, mfu: float) -> Callable[[RunConfig], bool]:
     def fits(config: RunConfig) -> bool:
-        live = cost.live if config.reference.mode in ("live", "moving") else None
+        live = None if cost.live is None else computed(config, cost.decoder, cost.live)
         changed = dataclasses.replace(cost, stage=dataclasses.replace(cost.stage, config=config), live=live)
         return on_target(changed, target, mfu=mfu).fits
 
@@ -326,8 +325,7 @@ def _downloads(stages: Sequence[PlannedStage], study: Study) -> Iterator[str]:
     for stage in stages:
         config = stage.config
         names = [("model.path", config.model.path), ("model.tokenizer", config.model.tokenizer)]
-        if config.reference.source not in ("auto", "policy", "none", "prior", "columns"):
-            names.append(("reference.source", config.reference.source))
+        names.append(("reference.source", other_model(config)))
         models |= {name: None for option, name in names if name is not None and option not in stage.inputs}
         data |= dict.fromkeys((*config.data.train, *config.data.eval))
     models |= {trial.model: None for trial in study.trials if isinstance(trial.model, str)}

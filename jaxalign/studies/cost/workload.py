@@ -17,12 +17,13 @@ from jaxalign import build
 from jaxalign.config import RunConfig, from_dict, to_dict
 from jaxalign.data.holdout import prompt_key
 from jaxalign.data.row_shapes import round_length
+from jaxalign.data.rows import attended_keys
 from jaxalign.data.sources import expand
 from jaxalign.errors import ConfigError, DataError, ModelError
 from jaxalign.methods import Layout, get_method
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.planning.architectures import hub_architecture, read_file
-from jaxalign.planning.workload import Workload, attended_keys
+from jaxalign.planning.workload import Workload
 from jaxalign.studies.plan import PlannedStage
 from jaxalign.studies.study import PublishedData
 
