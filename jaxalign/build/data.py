@@ -210,6 +210,22 @@ def training_steps(config: RunConfig, data: CheckedData) -> int:
     return max(1, round((config.train.epochs or 1.0) * len(data.train) / config.train.batch_size))
 
 
+def misgivings(config: RunConfig, data: CheckedData) -> list[str]:
+    """What is odd about a run's steps on this data; it would train, but hardly as meant."""
+    size, count, found = config.train.batch_size, len(data.train), []
+    if size > count:
+        found.append(
+            f"train.batch_size is {size}, more than the {count} training examples: one step sees each of them "
+            f"{size / count:.3g} times. A smaller batch makes more steps of an epoch."
+        )
+    if training_steps(config, data) == 1 and config.optimizer.warmup_ratio > 0:
+        found.append(
+            "the run has one step, and its learning rate is 0, where the warm-up starts: nothing is learned. Set "
+            "optimizer.warmup_ratio=0, a smaller train.batch_size or more train.epochs."
+        )
+    return found
+
+
 def _without_overlap(train: ExampleSet, held_out: ExampleSet, data: DataConfig) -> tuple[ExampleSet, int]:
     """The training examples whose prompt is not held out, and how many had to go."""
     pairs = shared_prompts(train, held_out)

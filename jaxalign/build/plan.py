@@ -164,8 +164,9 @@ def plan(
         problems.append(f"--mfu: got {mfu}, expected a share above 0 and at most 1.")
     if problems:
         raise ConfigError(problems)
-    load = load_of(config, tokens=tokens, mean_tokens=mean_tokens, examples=examples)
-    work = Work(config, target, run_pass, load, *models(config, run_pass))
+    decoder, other = models(config, run_pass)
+    load = load_of(config, tokens=tokens, mean_tokens=mean_tokens, examples=examples, positions=decoder.max_positions)
+    work = Work(config, target, run_pass, load, decoder, other)
     work.check()
     compiling = compiling and target.kind == "tpu"
     devices = ahead.topology_devices(target) if compiling else None

@@ -95,7 +95,12 @@ def planned_architecture(config: RunConfig, name: str | None = None) -> DecoderC
 
 
 def load_of(
-    config: RunConfig, *, tokens: int | None = None, mean_tokens: float | None = None, examples: int | None = None
+    config: RunConfig,
+    *,
+    tokens: int | None = None,
+    mean_tokens: float | None = None,
+    examples: int | None = None,
+    positions: int = DEFAULT_MAX_LENGTH,
 ) -> Load:
     """What the run reads.
 
@@ -105,6 +110,7 @@ def load_of(
         data.max_length for the prompt with each completion.
       mean_tokens: of an example on average; None = from the data, or every example is the longest.
       examples: of the training data; None = from the data, or nobody knows.
+      positions: of the model, which bound the default of data.max_length.
 
     Raises:
       ConfigError: the numbers contradict each other.
@@ -117,7 +123,7 @@ def load_of(
         method.layout, config.data.max_completions or RANKED
     )
     completions += method.mismatched
-    length = config.data.max_length or DEFAULT_MAX_LENGTH
+    length = config.data.max_length or min(DEFAULT_MAX_LENGTH, positions)
     told = f"up to {tokens} tokens an example, as told"
     if tokens is None:
         tokens = config.data.row_length or completions * length
@@ -127,6 +133,8 @@ def load_of(
             else f"up to {tokens} tokens an example: {completions} completions of data.max_length {length} "
             "(--tokens says it better)"
         )
+    elif tokens > completions * length:
+        told += f" (training cuts at data.max_length {length}: {completions} completions have {completions * length})"
     row = config.data.row_length or round_length(tokens)
     if row < tokens:
         raise ConfigError(f"--tokens: got {tokens}, expected at most data.row_length, {config.data.row_length}.")
@@ -147,7 +155,8 @@ def load_of(
         row=row,
         assumed=None,
     )
-    return Load(work, tokens, completions, f"{told}, a third of it prompt")
+    share = "a third" if prompt == mean / 3 else f"{prompt:.0f}"
+    return Load(work, tokens, completions, f"{told}, {share} of it prompt")
 
 
 def _data(config: RunConfig) -> CheckedData | None:

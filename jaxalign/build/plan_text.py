@@ -31,10 +31,16 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from _speed(plan)
 
 
+def _unit(plan: Plan) -> tuple[int, str]:
+    """The unit of a plan's memory: GiB, or MiB for small models."""
+    return (GIB, "GiB") if plan.total >= 0.1 * GIB else (2**20, "MiB")
+
+
 def _memory(plan: Plan) -> Iterator[str]:
     estimate, given, compiled = plan.estimate, plan.arguments, plan.compiled
     exact = given is not None
-    yield f"  {'memory of a device, GiB':<34}{'estimated':>10}{'exact' if exact else '':>10}".rstrip()
+    unit, unit_name = _unit(plan)
+    yield f"  {f'memory of a device, {unit_name}':<34}{'estimated':>10}{'exact' if exact else '':>10}".rstrip()
     kinds: list[tuple[str, float, float | None]] = [
         ("parameters", estimate.weights, None if given is None else given.parameters),
         ("optimizer state", estimate.optimizer, None if given is None else given.optimizer),
@@ -52,15 +58,15 @@ def _memory(plan: Plan) -> Iterator[str]:
     ]
     for name, size, known in kinds:
         if size or known:
-            yield f"    {name:<32}{size / GIB:>10.2f}{'' if known is None else f'{known / GIB:.2f}':>10}".rstrip()
+            yield f"    {name:<32}{size / unit:>10.2f}{'' if known is None else f'{known / unit:.2f}':>10}".rstrip()
     if compiled is None:
-        yield f"    {'total':<32}{estimate.total / GIB:>10.2f}"
+        yield f"    {'total':<32}{estimate.total / unit:>10.2f}"
         return
-    yield f"    {'total':<32}{estimate.total / GIB:>10.2f}{compiled.total / GIB:>10.2f}  of the compiled program"
+    yield f"    {'total':<32}{estimate.total / unit:>10.2f}{compiled.total / unit:>10.2f}  of the compiled program"
     off = estimate.total / compiled.total - 1
     if compiled.fits:
         yield (
-            f"    compiled: {compiled.arguments / GIB:.2f} arguments + {compiled.temporary / GIB:.2f} temporaries; "
+            f"    compiled: {compiled.arguments / unit:.2f} arguments + {compiled.temporary / unit:.2f} temporaries; "
             f"the estimate is {abs(off):.1%} {'above' if off > 0 else 'below'}"
         )
 
@@ -68,11 +74,12 @@ def _memory(plan: Plan) -> Iterator[str]:
 def _fit(plan: Plan) -> Iterator[str]:
     room = plan.compiled.room if plan.compiled is not None and plan.compiled.room else plan.target.memory
     share = plan.total / room
+    unit, name = _unit(plan)
     by = "compiled" if plan.compiled is not None else "estimated from shapes, not compiled"
     if plan.fits:
-        yield f"  fits: {plan.total / GIB:.2f} of {room / GIB:.2f} GiB, {share:.0%} ({by})"
+        yield f"  fits: {plan.total / unit:.2f} of {room / unit:,.2f} {name}, {share:.0%} ({by})"
     else:
-        yield f"  does not fit: {plan.total / GIB:.2f} of {room / GIB:.2f} GiB, {share:.0%} ({by})"
+        yield f"  does not fit: {plan.total / unit:.2f} of {room / unit:,.2f} {name}, {share:.0%} ({by})"
         if plan.advice is None:
             yield "  no change of remat, micro-batches, reference, precision or mesh makes it fit"
         else:
@@ -119,6 +126,8 @@ def _speed(plan: Plan) -> Iterator[str]:
         "peak on the model's operations"
     )
     peak = plan.model_flops / (target.devices * target.flops)
+    if plan.step_seconds > peak / plan.mfu:
+        yield f"    {plan.mfu:.0%} cannot be reached: {times.bound} takes longer"
     yield f"    so the model's operations can reach {min(1.0, peak / times.exposed):.0%} to {peak / times.hidden:.0%}"
     if plan.steps is None:
         yield "  time of the whole run: unknown, since nobody says how many examples there are (--examples)"

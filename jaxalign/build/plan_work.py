@@ -23,7 +23,9 @@ from jaxalign.planning.targets import Target
 
 def named(decoder: DecoderConfig) -> str:
     """A model for people."""
-    return f"{sizes(decoder).total / 1e9:.2f} B parameters ({decoder.family}, {decoder.layers} layers)"
+    total = sizes(decoder).total
+    size = f"{total / 1e9:.2f} B" if total >= 1e8 else f"{total / 1e6:.2f} M"
+    return f"{size} parameters ({decoder.family}, {decoder.layers} layers)"
 
 
 def models(config: RunConfig, run_pass: str) -> tuple[DecoderConfig, DecoderConfig | None]:

@@ -19,6 +19,7 @@ from jaxalign.build.data import (
     check_data,
     column_names,
     export_tokenizer,
+    misgivings,
     shuffled,
     training_steps,
 )
@@ -95,6 +96,8 @@ def train(config: RunConfig, workdir: str | Path) -> TrainResult:
             warnings.setdefault(warning, []).append(f"{name} data")
     for warning, of in warnings.items():
         _log.warning("%s: %s", of[0] if len(of) == 1 else "data", warning)  # one file may be the source of both
+    for doubt in misgivings(config, data):
+        _log.warning("%s", doubt)
     if resuming:
         check_same_data(workdir, data)
     views = plan_reference(config, data)

@@ -166,7 +166,8 @@ def step_memory(
     tokens = local * row
     kept, working = _per_token(decoder, config.model.remat if train else "forward", tensor)
     largest = max(sizes(d).blocks / d.layers for d in (decoder, *([reference] if reference else ())))
-    layer = GATHERED * largest / tensor * computed if shards > 1 else 0.0
+    int8 = not train and config.reference.quantization == "int8"
+    layer = GATHERED * largest / tensor * (1 if int8 else computed) if shards > 1 else 0.0
     tile = tile_shape(math.ceil(local * scored), math.ceil(decoder.vocab_size / tensor), "tpu")
     states = local * scored * decoder.width * computed
     # The head is gathered, and its gradient made and scattered, a block of the vocabulary at a time.
@@ -176,7 +177,7 @@ def step_memory(
     scores = local * decoder.heads / tensor * row * row * 4 if dense else 0.0
     blocks = tokens * working * computed + SCORES * scores + layer
     if not train:
-        own, int8 = reference_bytes(config, decoder) / shards, config.reference.quantization == "int8"
+        own = reference_bytes(config, decoder) / shards
         return Parts(own, 0, 0, _copied_bytes(config, decoder, int8=int8) / shards, 0, 0, blocks, scoring)
     trained, moments = own, MOMENTS[config.optimizer.name] * count.total * 4 / shards
     scattered = layer if fsdp > 1 else 0.0

@@ -206,7 +206,7 @@ def run(
             checkpoints.save(progress.step, state, feed.state(), progress.as_dict(), metrics)
 
     idle = True  # whether the devices had nothing left to compute when the next batch was there
-    in_flight = programs_in_flight()
+    first, in_flight = progress.step + 1, programs_in_flight()
     best_rule = checkpoints is not None and checkpoints.best_metric is not None
     with _stop_signal() as stopped, _saved(checkpoints):
         while progress.step < schedule.steps:
@@ -220,7 +220,9 @@ def run(
             if number < schedule.steps:
                 feed.prepare()
             idle = all(each.told.is_ready for each in pending)
-            read(in_flight)
+            # What follows the first step (its check, opening files) takes the host long; the clock starts behind it,
+            # and steps that ran meanwhile would seem to have taken no time.
+            read(0 if number == first else in_flight)
             sinks.advance(number)
             evaluated = None
             if evaluate is not None and schedule.due(schedule.eval_every, number):

@@ -28,6 +28,17 @@ def test_a_missing_folder_is_told_with_its_setting(changes, option, configure):
         build.check_data(settled(configure(**changes)))
 
 
+def test_a_batch_larger_than_the_data_and_a_run_without_a_rate_are_told(configure):
+    def doubts(**changes):
+        config = settled(configure(data__eval_size=0, **changes))
+        return build_data.misgivings(config, build.check_data(config))
+
+    assert doubts(train__batch_size=8) == []
+    several, still = doubts(train__batch_size=640, train__epochs=1.0, optimizer__warmup_ratio=0.1)
+    assert "more than the" in several
+    assert "nothing is learned" in still
+
+
 def test_a_row_must_hold_the_longest_example(configure):
     for method in ("dpo", "kto"):
         changes = {"method__name": method, "data__max_length": 40}

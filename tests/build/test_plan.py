@@ -221,6 +221,9 @@ def test_what_a_run_reads_follows_from_data_or_from_numbers():
     config = resolve(seven(data={"max_length": 512}))
     assert load_of(config).longest == 1024  # a pair: with a short prompt, both answers may be as long
     assert load_of(config, tokens=600).work.row == 608
+    assert "training cuts at data.max_length 512: 2 completions have 1024" in load_of(config, tokens=2048).told
+    unlimited = resolve(seven(data={"max_length": None}))
+    assert (load_of(unlimited).longest, load_of(unlimited, positions=512).longest) == (2048, 1024)
     sft = resolve(from_dict({**SEVEN, "method": {"name": "sft"}, "data": {"train": ["x"], "loss_on": "all"}}))
     assert load_of(sft).longest == 1024
     assert load_of(sft).work.scored == 1024

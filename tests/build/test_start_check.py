@@ -28,6 +28,16 @@ def test_it_passes_in_bfloat16(method, finished):
     assert run.steps[0]["loss"] == pytest.approx(expected, rel=0.02)
 
 
+def test_it_passes_in_bfloat16_for_short_answers(start_run, shared_data):
+    """A pretrained model and answers of 4 tokens: rounding is up to 4 % of what is compared."""
+    run = start_run(
+        model__path=shared_data / "lm-stories260k" / "hf", model__dtype="bfloat16", reference__mode="cached",
+        data__train=(str(shared_data / "pref-polite" / "pairs.json.gz"),), data__size=256, data__eval_size=0,
+        data__max_completion_length=4, data__on_bad="drop", train__batch_size=256, train__steps=1, train__export=False,
+    )  # fmt: skip
+    assert run.steps[0]["loss"] == pytest.approx(math.log(2), abs=0.02)
+
+
 def tamper(cache, shift: float) -> None:
     """Adds to every stored log-probability, and signs the new values."""
     for part in cache.glob("*/part-*.parquet"):
@@ -46,7 +56,7 @@ def test_it_stops_a_run_whose_reference_is_not_its_start(dtype, start_run, confi
         "data__eval_size": 0, "train__steps": 2, "train__checkpoint_every": 1,
     }  # fmt: skip
     build.cache_reference(configure(**settings))
-    tamper(tmp_path / "cache", {"float32": 0.01, "bfloat16": 0.5}[dtype])
+    tamper(tmp_path / "cache", {"float32": 0.01, "bfloat16": 2.0}[dtype])
     with pytest.raises(NumericsError, match=r"step 1: .*not the model that training starts from") as caught:
         build.train(configure(**settings), tmp_path / "run")
     assert caught.value.exit_code == 4

@@ -82,6 +82,8 @@ def test_the_next_batch_is_there_before_a_step_is_waited_for():
     # Step 4 starts before step 2 is read, also where step 3 is logged: nothing waits for what runs.
     order = [note[:2] for note in notes]
     assert order.index(("started", 4)) < order.index(("read", 2)) < order.index(("started", 5))
+    # But nothing runs while the host checks the first step and opens its files: that would count as no time.
+    assert order.index(("read", 1)) < order.index(("logged", 1)) < order.index(("started", 2))
     logged = {note[1]: note[2] for note in notes if note[0] == "logged"}
     assert [(step, row["loss"], row["num_tokens"], row["epoch"]) for step, row in logged.items()] == [
         (1, 1.0, 10, 0.5), (3, 2.5, 30, 1.5), (6, 5.0, 60, 3.0),
