@@ -184,7 +184,9 @@ class EvaluationConfig:
 class LoggingConfig:
     """Where metrics go besides WORKDIR/metrics.jsonl."""
 
-    tensorboard: Annotated[bool, "Write TensorBoard files to WORKDIR/tensorboard."] = True
+    tensorboard: Annotated[bool, "Write TensorBoard files to WORKDIR/tensorboard, where tensorboardX is installed."] = (
+        True
+    )
     wandb: Annotated[str | None, "Weights & Biases project; none = off."] = None
     progress: Annotated[bool, "Show a progress bar."] = True
 

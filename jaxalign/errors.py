@@ -49,6 +49,18 @@ class ModelError(JaxalignError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint to append to a message, ``" Did you mean 'beta'?"``, or ``""`` when nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    """A hint to append to a message, ``" Did you mean 'beta'?"``, or ``""`` when nothing is near, whatever its case."""
+    by_letters = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(name.casefold(), by_letters, n=1, cutoff=0.6)
+    return f" Did you mean {by_letters[near[0]]!r}?" if near else ""
+
+
+def some(names: Iterable[object], most: int) -> str:
+    """The first names of a list for a message, ``"17, 40 and 12 more"``."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """``"1 row"``, ``"2 rows"``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

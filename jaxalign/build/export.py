@@ -24,14 +24,18 @@ def convert(source: str | Path, target: str | Path, *, dtype: str | None = None)
     Args:
       source: a run's workdir (its latest checkpoint), ``WORKDIR/checkpoints/STEP``, or a Hugging Face folder or hub id
         (to change the stored precision).
-      target: the folder to write.
+      target: the folder to write; new or empty.
       dtype: of the stored weights; None keeps what they have.
 
     Raises:
-      ConfigError: there is no checkpoint.
-      ModelError: the source is no model, or the target holds other files.
+      ConfigError: there is no checkpoint, or the target holds files.
+      ModelError: the source is no model.
     """
     path = Path(source)
+    if Path(target).exists() and (not Path(target).is_dir() or any(Path(target).iterdir())):
+        raise ConfigError(
+            f"--to: {target} is there and not empty, expected a new folder. Remove it, or choose another."
+        )
     run = next((folder for folder in (path, path.parent.parent) if (folder / "config.json").is_file()), None)
     if run is not None and (run / "checkpoints").is_dir():
         step = int(path.name) if path != run else None

@@ -98,7 +98,8 @@ examples:
   jaxalign cache-reference --workdir=runs/dpo --config.reference.source=OTHER --out=pairs-of-other.jsonl
 """,
     "convert": """\
-Write a Hugging Face folder (config, safetensors, tokenizer, chat template, model card) of a checkpoint.
+Write a Hugging Face folder (config, safetensors, tokenizer, chat template, model card) of a checkpoint. The folder is
+new or empty. Of a run with LoRA it is the merged model, for which the one in model.path must still be there.
 
 examples:
   jaxalign convert --from=runs/dpo --to=exports/dpo                        its last checkpoint

@@ -14,16 +14,16 @@ MIN_COMPILE_SECONDS = "0.2"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code; see ``jaxalign --help`` for their meanings."""
+    from jaxalign.cli.help import VERBS as KNOWN
     from jaxalign.cli.parser import parse
 
     # transformers warns in every process that torch is absent, which here it always may be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     keep_compiled()
     argv = sys.argv[1:] if argv is None else list(argv)
-    verb = "jaxalign"
+    verb = next((f"jaxalign {word}" for word in argv[:1] if word in KNOWN), "jaxalign")
     try:
         args = parse(argv)
-        verb = f"jaxalign {args.verb}"
         from jaxalign.cli.verbs import VERBS
 
         return VERBS[args.verb](args)

@@ -22,7 +22,7 @@ CONFIGURED = ("train", "evaluate", "cache-reference", "check-data", "plan", "ana
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+        raise ConfigError(f"{message}. See {self.prog} --help.")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -40,21 +40,34 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"no verb, expected one of {', '.join(verbs)}. See jaxalign --help.")
     if first not in verbs:
         raise ConfigError(f"unknown verb {first!r}, expected one of {', '.join(verbs)}.{did_you_mean(first, verbs)}")
-    args, unknown = parser.parse_known_args(words)
-    if first == "analyse-field":  # its other flags are the method's options
-        args.method_options, unknown = _method_options(unknown)
     flags = [flag for action in verbs[first]._actions for flag in action.option_strings if flag.startswith("--")]
-    for word in unknown:
-        if word.startswith("-"):
-            name = word.partition("=")[0]
-            hint = _config_hint(name, first) or did_you_mean(name, flags) or _config_hint(name, first, exact=False)
-            problems.append(f"unknown flag {name}, expected one of {', '.join(flags)}.{hint}")
-        else:
-            problems.append(f"unexpected argument {word!r}.")
+    own = first == "analyse-field"  # its other flags are the method's options
+    try:
+        args, unknown = parser.parse_known_args(words)
+    except ConfigError as error:
+        # argparse stops here: a flag that it does not know may be the one that it misses.
+        stray = [w for w in words if w.startswith("--") and w != "--" and w.partition("=")[0] not in flags and not own]
+        raise ConfigError([*problems, *_unknown(stray, first, flags), *error.problems]) from error
+    if own:
+        args.method_options, unknown = _method_options(unknown)
+    problems += _unknown(unknown, first, flags)
     if overrides and first not in CONFIGURED:
         problems.append(f"--config.{overrides[0][0]}: {first} takes no configuration.")
     args.overrides, args.problems = overrides, problems
     return args
+
+
+def _unknown(words: Sequence[str], verb: str, flags: Sequence[str]) -> list[str]:
+    """A problem for each word that the verb does not know."""
+    problems = []
+    for word in words:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            hint = _config_hint(name, verb) or did_you_mean(name, flags) or _config_hint(name, verb, exact=False)
+            problems.append(f"unknown flag {name}, expected one of {', '.join(flags)}.{hint}")
+        else:
+            problems.append(f"unexpected argument {word!r}.")
+    return problems
 
 
 def _method_options(words: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

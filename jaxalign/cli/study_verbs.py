@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxalign.config_transport import load_study
-from jaxalign.errors import ConfigError
+from jaxalign.errors import ConfigError, counted, some
 from jaxalign.studies.signals import CHILD, FAILED_ROWS, STOPPED
 
 QUIET = 10.0
@@ -175,11 +175,11 @@ def _end(args: Namespace, plan, chosen: Sequence) -> int:
     failed = [row.id for row in chosen if status.get(row.id) == "failed"]
     done = sum(status.get(row.id) == "done" for row in plan.rows)
     more = f", and {outside(plan.outside)}" if plan.outside else ""
-    print(f"{done} of {len(plan.rows)} rows done{more}: {plan.folders.all_rows}")
+    print(f"{done} of {counted(len(plan.rows), 'row')} done{more}: {plan.folders.all_rows}")
     if not failed:
         return 0
-    shown = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
-    print(f"jaxalign study: {len(failed)} rows failed: {shown}. Their errors are in their rows and", file=sys.stderr)
+    told = f"{counted(len(failed), 'row')} failed: {some(failed, 5)}"
+    print(f"jaxalign study: {told}. Their errors are in their rows and", file=sys.stderr)
     print(f"{plan.folders.log('ROW')}; --retry-failed makes them again.", file=sys.stderr)
     return 0 if args.shard else FAILED_ROWS
 

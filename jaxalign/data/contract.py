@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from jaxalign.data.records import Where
-from jaxalign.errors import DataError
+from jaxalign.errors import DataError, counted, some
 
 OnBad = Literal["strict", "drop"]
 
@@ -131,7 +131,7 @@ class Problems:
 
 def _line(reason: str, detail: str, found: list[Where], rows: int, tolerance: float) -> str:
     kind = REASONS[reason]
-    count = f"{len(found)} rows have this problem" if len(found) > 1 else "1 row has this problem"
+    count = f"{counted(len(found), 'row')} {'has' if len(found) == 1 else 'have'} this problem"
     parts = [f"{found[0]}: {detail}.", f"{count}: {row_list(found)}."]
     if kind.tolerated:
         parts.append(f"Strict mode leaves out up to {tolerance:.0%} of the rows ({rows}) for this.")
@@ -142,11 +142,10 @@ def _line(reason: str, detail: str, found: list[Where], rows: int, tolerance: fl
 
 
 def row_list(found: Iterable[Where], limit: int = 10) -> str:
-    """Row numbers for a message: ``17, 40, 91``; with file names where there are several files."""
+    """Row numbers for a message: ``17, 40 and 3 more``; with file names where there are several files."""
     found = list(found)
     several = len({w.file for w in found}) > 1
-    shown = [f"{w.file} {w.row}" if several else str(w.row) for w in found[:limit]]
-    return ", ".join(shown) + (", ..." if len(found) > limit else "")
+    return some((f"{w.file} {w.row}" if several else w.row for w in found), limit)
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ class DataReport:
     def summary(self) -> str:
         """A few lines for the terminal."""
         shapes = ", ".join(f"{n} {shape}" for shape, n in self.shapes.items())
-        lines = [f"{self.examples} examples ({self.layout}) from {self.rows} rows: {shapes}"]
+        lines = [f"{counted(self.examples, 'example')} ({self.layout}) from {counted(self.rows, 'row')}: {shapes}"]
         for title, counts in (("left out", self.dropped), ("noted", self.notes), ("labels", self.labels)):
             if counts:
                 lines.append(f"{title}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxalign.errors import ConfigError, JaxalignError, did_you_mean
+from jaxalign.errors import ConfigError, JaxalignError, did_you_mean, some
 from jaxalign.evaluation.journal import Journal
 from jaxalign.evaluation.judge_pace import Pace, growing_wait, retry_after
 from jaxalign.evaluation.judge_settings import JudgeSettings
@@ -335,10 +335,8 @@ class Judge:
         except (self._openai.OpenAIError, ValueError, AttributeError, TypeError):
             names = []
         if names and model not in names:
-            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-            return (
-                f"judge: {self._where()} has no model {model!r}, expected one of {shown}.{did_you_mean(model, names)}"
-            )
+            known = f"expected one of {some(names, 20)}.{did_you_mean(model, names)}"
+            return f"judge: {self._where()} has no model {model!r}, {known}"
         return (
             f"judge: {self._where()} does not know the model {model!r}, or is no chat endpoint ({_said(error)}); its "
             "address usually ends with /v1."

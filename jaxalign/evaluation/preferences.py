@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float
 
-from jaxalign.errors import DataError, NumericsError
+from jaxalign.errors import DataError, NumericsError, some
 from jaxalign.methods import INPUTS, Layout, Logps, Method
 from jaxalign.training.inputs import example_keys, objective_inputs
 from jaxalign.training.mesh import programs_in_flight
@@ -290,11 +290,10 @@ def _check_finite(scores: CompletionScores) -> None:
     for name in ("policy", "reference"):
         broken = np.flatnonzero(~np.isfinite(getattr(scores, name)).all(axis=-1))
         if len(broken):
-            ids = scores.columns.get("example_id", np.arange(len(scores.example_mask)))[broken[:5]]
+            ids = scores.columns.get("example_id", np.arange(len(scores.example_mask)))[broken]
             raise NumericsError(
                 f"evaluation: the {name}'s log-probabilities are not finite for {len(broken)} of "
-                f"{len(scores.example_mask)} held-out examples (ids {', '.join(map(str, ids))}"
-                f"{', ...' if len(broken) > 5 else ''})"
+                f"{len(scores.example_mask)} held-out examples (ids {some(ids, 5)})"
             )
 
 

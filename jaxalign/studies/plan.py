@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.config import RunConfig
-from jaxalign.errors import ConfigError, DataError, JaxalignError, did_you_mean
+from jaxalign.errors import ConfigError, DataError, JaxalignError, did_you_mean, some
 from jaxalign.studies import rows
 from jaxalign.studies.folders import Folders
 from jaxalign.studies.hub import Commits
@@ -120,8 +120,7 @@ class Plan:
         """
         found = {row.id: row for row in self.rows}
         if name not in found:
-            known = ", ".join(list(found)[:6]) + (", ..." if len(found) > 6 else "")
-            raise ConfigError(f"--row: got {name!r}, expected one of {known}.{did_you_mean(name, found)}")
+            raise ConfigError(f"--row: got {name!r}, expected one of {some(found, 6)}.{did_you_mean(name, found)}")
         return found[name]
 
     def measure(self, name: str) -> Measure:
@@ -306,7 +305,7 @@ def _hint(one: tuple[str, str] | None, other: tuple[str, str] | None, resolver: 
     differing = resolver.differing(one[1], other[1])
     if not differing:
         return " Their models differ: give them a label that says how."
-    shown = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
+    shown = some(differing, 3)
     name = differing[0].rpartition(".")[2]
     return f" Their models differ in {shown}. Did you mean to give them the label {name!r}?"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from jaxalign.errors import counted
 from jaxalign.studies.cost import cost_lines
 from jaxalign.studies.plan import Plan, PlannedRow, PlannedStage
 
@@ -19,7 +20,7 @@ def plan_lines(plan: Plan, chosen: Sequence[PlannedRow] | None = None) -> Iterat
       chosen: the rows that will be made now; None = all that are not there.
     """
     study = plan.study
-    yield f"study {study.name}: {len(plan.rows)} rows in {plan.folders.root}"
+    yield f"study {study.name}: {counted(len(plan.rows), 'row')} in {plan.folders.root}"
     yield from textwrap.wrap(study.question, WIDTH, initial_indent="  ", subsequent_indent="  ")
     for note in study.notes:
         yield from textwrap.wrap(note, WIDTH, initial_indent="  * ", subsequent_indent="    ")
@@ -37,7 +38,7 @@ def plan_lines(plan: Plan, chosen: Sequence[PlannedRow] | None = None) -> Iterat
     yield from cost_lines(plan.stages, study)
     if chosen is not None:
         yield ""
-        yield f"{len(chosen)} of {len(plan.rows)} rows to make now"
+        yield f"{len(chosen)} of {counted(len(plan.rows), 'row')} to make now"
 
 
 def outside(count: int) -> str:
@@ -99,7 +100,7 @@ def _stages(plan: Plan) -> Iterator[str]:
         yield f"{len(fills)} fills of the reference cache, {sum(fill.done for fill in fills)} of them done"
     for stage in plan.shared:
         what = _what(stage)
-        yield f"  {_mark(stage)} {stage.key}: once for {len(stage.rows)} rows{what}"
+        yield f"  {_mark(stage)} {stage.key}: once for {counted(len(stage.rows), 'row')}{what}"
     if plan.shared:
         yield "  * = shared by several rows"
 

@@ -167,10 +167,9 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(dict(abstract)),
             partial_restore=True,
         )
-        # A manager of its own: one that has saved or restored whole states takes no other arguments for them.
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        with ocp.CheckpointManager(self._manager.directory, options=options) as reader:
-            return reader.restore(step, args=ocp.args.Composite(state=wanted))["state"]
+        # A reader of its own: a manager that has saved or restored whole states takes no other arguments for them.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(self._manager.directory / str(step) / "state", args=wanted)
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""

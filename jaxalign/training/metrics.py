@@ -207,7 +207,7 @@ def _open_tensorboard(workdir: str | os.PathLike, step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        _log.warning("No TensorBoard files: tensorboardX is not installed (pip install 'jaxalign[tensorboard]').")
+        _log.info("No TensorBoard files: tensorboardX is not installed (pip install 'jaxalign[tensorboard]').")
         return None
     # Viewers drop what an interrupted run wrote at and after the purge step.
     return SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None)

@@ -119,7 +119,12 @@ def test_version():
             ["--data: got 'pared', expected one of", "Did you mean 'paired'?"],
         ),
         (["methods", "dpo", "--data=paired"], ["--data: got a layout beside a NAME"]),
-        (["convert", "--from=a"], ["required: --to"]),
+        (["convert", "--from=a"], ["jaxalign convert: ", "required: --to", "See jaxalign convert --help."]),
+        (
+            ["convert", "--workdir=X", "--out=Y"],
+            ["unknown flag --workdir", "unknown flag --out", "Did you mean '--to'?", "required: --from, --to"],
+        ),
+        (["train", "--config.optimizer.name=adamW"], ["Did you mean 'adamw'?"]),
         (["convert", "--from=a", "--to=b", "--dtype=half"], ["invalid choice: 'half'"]),
         (["evaluate", "--workdir=nowhere"], ["--config: missing", "is not there"]),
     ],
@@ -306,3 +311,9 @@ def test_reports_and_examples_as_text():
     assert "<s>| a" in text
     assert "chosen (2 tokens, all scored)\n    a| a" in text
     assert "rejected (3 tokens, all scored)\n    \\n| a|<0x4>" in text
+
+
+def test_convert_leaves_files_alone(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"mine")
+    assert "is there and not empty" in problems_of(capsys, "convert", "--from=a", f"--to={tmp_path}")
+    assert (tmp_path / "model.safetensors").read_bytes() == b"mine"

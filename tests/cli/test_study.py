@@ -89,7 +89,7 @@ def test_failed_rows_have_an_exit_code_except_in_a_part_of_an_array(spec, capsys
     assert main(["study", broken, "--workdir=w", "--in-process"]) == 5
     captured = capsys.readouterr()
     assert "row 2/3 seed=1: FAILED in measure m: RuntimeError: the ruler is lost" in captured.out
-    assert "1 rows failed: seed1" in captured.err
+    assert "1 row failed: seed1" in captured.err
     assert main(["study", broken, "--workdir=w", "--in-process"]) == 5
     assert "0 of 3 rows to make now" in capsys.readouterr().out
     assert main(["study", broken, "--workdir=w", "--in-process", "--shard=1/3"]) == 0
@@ -151,7 +151,7 @@ def test_parts_of_a_study_in_one_folder(spec, capsys):
     assert main(["study", f"--config={spec}:rows=1", "--workdir=w", "--in-process"]) == 0
     printed = capsys.readouterr().out
     assert "  and 2 rows of this study with other arguments, kept in rows.jsonl" in printed
-    assert "1 of 1 rows done, and 2 rows of this study with other arguments, kept in rows.jsonl: " in printed
+    assert "1 of 1 row done, and 2 rows of this study with other arguments, kept in rows.jsonl: " in printed
     assert [row["row"] for row in rows.read("w")] == ["seed0", "seed1", "seed2"]
 
 
