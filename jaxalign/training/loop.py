@@ -156,7 +156,8 @@ def run(
       checkpoints: where states go, or None to keep none.
       evaluate: held-out metrics of a state, without the ``eval_`` prefix.
       check_first: called with the first step's batch and output when starting from step 0.
-      check_weights: whether a state gives finite log-probabilities; asked before it is saved without evaluation.
+      check_weights: whether a state gives finite log-probabilities for some rows; asked before it is saved without
+        evaluation, always with the same rows.
       describe: an example's id -> how to name it in messages.
       throughput: measures tokens and pairs per second.
 
@@ -197,7 +198,7 @@ def run(
     def save(metrics: Mapping[str, float] | None) -> None:
         read(0)  # a state that has seen a NaN is never written
         # The last update has been seen by no forward pass yet. An evaluation is one, and stops at a NaN itself.
-        if metrics is None and check_weights is not None and not check_weights(state, frozen, rows):
+        if metrics is None and check_weights is not None and not check_weights(state, frozen, probe):
             raise NumericsError(
                 f"step {progress.step}: the weights after this step give log-probabilities that are not finite. They "
                 "are not saved; the last good checkpoint is kept. Try a smaller learning rate."
@@ -205,12 +206,14 @@ def run(
         if checkpoints is not None and checkpoints.latest_step != progress.step:
             checkpoints.save(progress.step, state, feed.state(), progress.as_dict(), metrics)
 
+    probe: Any = None  # the first batch serves every check of the weights: other sizes would be compiled for, too
     idle = True  # whether the devices had nothing left to compute when the next batch was there
     first, in_flight = progress.step + 1, programs_in_flight()
     best_rule = checkpoints is not None and checkpoints.best_metric is not None
     with _stop_signal() as stopped, _saved(checkpoints):
         while progress.step < schedule.steps:
             batch, rows, seconds = feed.take()
+            probe = rows if probe is None else probe
             state, told = step(state, frozen, rows)
             told.send()
             progress.step += 1

@@ -56,6 +56,10 @@ class Steps:
     def save(self, step: int, state: int, iterator: Any, progress: Any, metrics: Any) -> None:
         self.notes.append(("saved", step, iterator["next"]))
 
+    def check_weights(self, state: int, frozen: Any, rows: Any) -> Any:
+        self.notes.append(("checked", state, rows.columns["example_id"].item()))
+        return True
+
     def wait(self) -> None:
         pass
 
@@ -64,7 +68,7 @@ class Steps:
         own: Any = self
         run(
             state, {}, step=own.step, iterator=own, put_rows=lambda batch: batch.rows, schedule=schedule,
-            progress=Progress(), sinks=own, checkpoints=own,
+            progress=Progress(), sinks=own, checkpoints=own, check_weights=own.check_weights,
         )  # fmt: skip
         return self.notes
 
@@ -93,6 +97,8 @@ def test_the_next_batch_is_there_before_a_step_is_waited_for():
 def test_what_is_saved_is_the_place_of_the_batches_that_were_taken():
     notes = Steps().run(Schedule(7, 2.0, 100, None, 3))
     assert [note for note in notes if note[0] == "saved"] == [("saved", 3, 3), ("saved", 6, 6), ("saved", 7, 7)]
+    # The weights are checked with the same rows, for which one program is compiled.
+    assert [note for note in notes if note[0] == "checked"] == [("checked", 3, 1), ("checked", 6, 1), ("checked", 7, 1)]
     # Everything is read, so no state is saved that has seen a number that is not finite.
     for step in (3, 6, 7):
         saved = next(i for i, note in enumerate(notes) if note[:2] == ("saved", step))
