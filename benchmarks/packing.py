@@ -12,8 +12,9 @@ log-normal law always come first. Three ways to pack the same batches:
 - levelled: what training does.
 
 `fill` is unique tokens over token places, `scored` scored tokens over slots, `work` the padded work over that without
-padding (a scored slot counts as --scored tokens), `sizes` the programs to compile. Milliseconds are processor time of
-one process that writes all rows, medians over the batches. A run of --steps steps decides how many sizes pay.
+padding (a scored slot counts as --scored tokens). `sizes`, the programs to compile, and milliseconds, processor time of
+one process that writes all rows (medians over the batches), are those of the levelled rows. A run of --steps steps
+decides how many sizes pay.
 
 --runs lays out runs of 100 to 20,000 steps over 60,000 pairs of log-normal lengths as training does, and packs up to
 500 batches spread over each.
@@ -39,6 +40,11 @@ from jaxalign.data.records import ExampleSet
 from jaxalign.data.row_plans import RowPlan, RowProgram, RowShape, place
 from jaxalign.data.row_shapes import Work, choose_programs, round_length
 from jaxalign.data.rows import build_rows
+
+HEADS = (
+    "| data | pairs a step | devices | fill: first fit | best fit | levelled | scored fill: first fit | best fit "
+    "| levelled | work: first fit | best fit | levelled | sizes | plan + build, ms |"
+)
 
 Plan = tuple[RowProgram, RowPlan]
 
@@ -212,7 +218,7 @@ def main() -> None:
     if args.runs:
         lay_out_runs(work)
         return
-    lines = []
+    print(HEADS + "\n" + "|---" * HEADS.count(" | ") + "|---|")
     for name, examples in data_sets(args.shared):
         for batch_size, parallel in itertools.product(args.batch_sizes, args.parallel):
             if batch_size < parallel or batch_size > len(examples):
@@ -224,16 +230,12 @@ def main() -> None:
                 "best fit": one_length(sizes, parallel, best=True),
                 "levelled": levelled(sizes, examples.completions, parallel, args.steps, work),
             }
-            for way, plan in ways.items():
-                found = measure(plan, batches, args.batches, work)
-                print(json.dumps({"data": name, "batch": batch_size, "parallel": parallel, "way": way, **found}))
-                told = " | ".join(f"{100 * found[key]:.1f} %" for key in ("fill", "scored"))
-                told += f" | {found['work']:.2f} | {len(found['sizes'])}"
-                times = f"{found['plan_ms']:.2f} | {found['build_ms']:.2f}"
-                lines.append(f"| {name} | {batch_size} | {parallel} | {way} | {told} | {times} |")
-    print("\n| data | batch | devices | way | fill | scored | work | sizes | plan, ms | build, ms |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    print("\n".join(lines))
+            found = [measure(plan, batches, args.batches, work) for plan in ways.values()]
+            cells = [name, str(batch_size), str(parallel)]
+            cells += [f"{100 * way[key]:.0f} %" for key in ("fill", "scored") for way in found]
+            cells += [f"{way['work']:.2f}" for way in found]
+            cells += [str(len(found[-1]["sizes"])), f"{found[-1]['plan_ms']:.1f} + {found[-1]['build_ms']:.1f}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,13 @@ if __name__ == "profile":
 
 import argparse
 import collections
+import contextlib
+import io
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 
@@ -125,9 +128,24 @@ def table(title: str, rows: Sequence[tuple[str, float, int]], steps: int, most: 
     return [*lines, f"| all {len(rows)} | {whole / 1e6 / steps:.2f} | | |"]
 
 
+def summary(found: Mapping[str, Any], cached: bool) -> str:
+    """What was traced, in a line. FLOPs are useful ones, as docs/performance.md counts them."""
+    return (
+        f"{found['setting']}, {'cached' if cached else 'live'} reference, {found['device']}: "
+        f"{found['step_s_median']:.3f} s a step (median of {found['steps']}, with the trace's own cost), "
+        f"{found['pairs_per_s']:.2f} pairs/s, {found['useful_per_s'] / 1e9:.1f} useful GFLOP/s, products of the "
+        f"model's shape {found['matmul_per_s'] / 1e9:.1f} GFLOP/s, rows {found['fill']:.0%} full; "
+        f"load {found['load1']:.1f}"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", default="small")
+    sys.path[:0] = [str(HERE), str(HERE / "peers")]
+    sys.path.append(str(HERE.parent))  # a checkout that is not installed
+    import world
+
+    parser.add_argument("--setting", default="small", choices=world.SETTINGS)
     parser.add_argument("--cached", action="store_true")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
@@ -136,15 +154,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--read", type=Path, metavar="FOLDER")
     args, more = parser.parse_known_args(argv)
     if args.read is None:
-        sys.path[:0] = [str(HERE), str(HERE / "peers")]
-        sys.path.append(str(HERE.parent))  # a checkout that is not installed
         import dpo_step_ours
-        import world
         from random_checkpoint import ensure_checkpoint
 
         ensure_checkpoint(world.model_dir(args.setting), world.SETTINGS[args.setting])
         options = ["--setting", args.setting, "--warmup", str(args.warmup), "--steps", str(args.steps)]
-        dpo_step_ours.main([*options, *["--cached"] * args.cached, "--trace", str(args.out), *more])
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told):
+            dpo_step_ours.main([*options, *["--cached"] * args.cached, "--trace", str(args.out), *more])
+        print(summary(json.loads(told.getvalue().rpartition("RESULT ")[2]), args.cached))
     times = own_times(read(args.read or args.out))
     for title, rows in (("kind", [(kind(name), time) for name, time in times]), ("operation", times)):
         print("\n" + "\n".join(table(title, totals(rows), args.steps, args.names)))

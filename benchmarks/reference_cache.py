@@ -107,8 +107,8 @@ def main() -> None:
         saved = (medians(found["live step"])[1] - medians(found["cached step"])[1]) / args.batch
         if saved > 0:
             pairs = pass_ / saved
-            print(f"a cached run overtakes a live one after {pairs / len(examples):.2f} epochs ({pairs:.0f} of "
-                  f"{len(examples)} pairs)")  # fmt: skip
+            print(f"a cached run overtakes a live one after {pairs:.0f} pairs trained on, {pairs / len(examples):.2f} "
+                  f"epochs of these {len(examples)}")  # fmt: skip
         print(f"{size / scored:.1f} bytes on disk a scored token")
         memory = {name: made[0].facts()["memory"]["temporary"] / 2**20 for name, made in steps.items()}
         print(f"temporaries of a step: live {memory['live']:.1f} MiB, cached {memory['cached']:.1f} MiB")

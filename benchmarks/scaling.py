@@ -14,13 +14,14 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 TARGETS = "v5e:2x4,v5e:4x4,v5e:4x8,v5e:8x8,v5e:8x16,v5e:16x16"
 GIB = 2**30
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", default=TARGETS)
     parser.add_argument("--config", default="configs/paired.py:dpo,model=mistral_7b")
@@ -28,7 +29,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=2048, help="of a pair, all as long")
     parser.add_argument("--no-compile", action="store_true", help="from shapes alone")
     parser.add_argument("--out", metavar="FILE.json")
-    return parser.parse_args()
+    args = parser.parse_args(argv)
+    args.targets = args.targets.split(",")
+    from jaxalign.errors import ConfigError
+    from jaxalign.planning.targets import target
+
+    problems = []
+    for name in args.targets:
+        try:
+            target(name)
+        except ConfigError as error:
+            problems.append(f"argument --targets: {str(error).removeprefix('--target: ')}")
+    if problems:
+        parser.error("; ".join(problems))
+    return args
 
 
 def measure(args: argparse.Namespace, name: str) -> dict:
@@ -61,15 +75,19 @@ def measure(args: argparse.Namespace, name: str) -> dict:
 
 
 def table(rows: list[dict]) -> None:
-    print("| chips | pairs | memory, GiB | arguments | temporaries | estimated | sent by a chip, GB | of these |")
-    print("|---|---|---|---|---|---|---|---|")
+    heads = ["chips", "pairs", "memory, GiB"]
+    compiled = any(row["compiled"] is not None for row in rows)
+    if compiled:  # what shapes alone do not tell
+        heads += ["arguments", "temporaries", "estimated", "sent by a chip, GB", "of these"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for row in sorted(rows, key=lambda row: row["chips"]):
         size = row["compiled"] if row["compiled"] is not None else row["estimated"]
         cells = [str(row["chips"]), str(row["pairs"]), f"{size / GIB:.2f}{'' if row['fits'] else ', does not fit'}"]
-        cells += ["" if row[part] is None else f"{row[part] / GIB:.2f}" for part in ("arguments", "temporary")]
-        kinds = sorted(row["sent"].items(), key=lambda kind: -kind[1])
-        cells += [f"{row['estimated'] / GIB:.2f}", f"{sum(row['sent'].values()) / 1e9:.1f}" if kinds else ""]
-        cells += [", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in kinds)]
+        if compiled:
+            cells += ["" if row[part] is None else f"{row[part] / GIB:.2f}" for part in ("arguments", "temporary")]
+            kinds = sorted(row["sent"].items(), key=lambda kind: -kind[1])
+            cells += [f"{row['estimated'] / GIB:.2f}", f"{sum(row['sent'].values()) / 1e9:.1f}" if kinds else ""]
+            cells += [", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in kinds)]
         print("| " + " | ".join(cells) + " |")
 
 
@@ -82,16 +100,18 @@ def main() -> None:
     if out is not None and out.is_file():
         kept = json.loads(out.read_text())
         rows = kept["rows"] if kept["key"] == key else []
-    for name in args.targets.split(","):
+    for name in args.targets:
         if any(row["target"] == name for row in rows):
             continue
         rows.append(measure(args, name))
-        print(f"{name}: {rows[-1]['seconds'] or 0:.0f} s", flush=True)
+        if rows[-1]["seconds"] is not None:
+            print(f"{name}: {rows[-1]['seconds']:.0f} s", flush=True)
         if out is not None:
             out.write_text(json.dumps({"key": key, "rows": rows}, indent=2) + "\n")
     import jax
 
-    load = f"{args.config}, {args.pairs_per_chip} pairs of {args.tokens} tokens a chip"
+    memory = ", memory estimated from shapes" if args.no_compile else ""
+    load = f"{args.config}, {args.pairs_per_chip} pairs of {args.tokens} tokens a chip{memory}"
     print(f"\n{time.strftime('%Y-%m-%d')}, jax {jax.__version__}, {platform.machine()}: {load}\n")
     table(rows)
 

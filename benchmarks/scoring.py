@@ -29,6 +29,7 @@ SHAPES = {
     "qwen3": (2, 2048, 1024, 1024, 151_936, "bfloat16"),
     "llama3": (4, 2048, 1024, 4096, 128_256, "bfloat16"),
 }
+FORMS = ("plain", "optax", "checkpoint", "ours", "ours+stats")
 STATISTICS = ("entropy", "correct", "mean_logit")
 
 
@@ -76,13 +77,7 @@ def forms() -> dict[str, Callable[..., Any]]:
         scores = token_scores(hidden, head, source, target, statistics=STATISTICS)
         return scores.logps, (scores.entropy, scores.correct, scores.mean_logit)
 
-    return {
-        "plain": plain,
-        "optax": with_optax,
-        "checkpoint": checkpoint,
-        "ours": ours,
-        "ours+stats": with_statistics,
-    }
+    return dict(zip(FORMS, (plain, with_optax, checkpoint, ours, with_statistics), strict=True))
 
 
 def product_of(shape: tuple) -> tuple[Callable[..., Any], tuple, float]:
@@ -182,9 +177,9 @@ def measure(name: str, chosen: list[str], rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", default=["small", "medium"], choices=list(SHAPES))
-    parser.add_argument("--forms", nargs="*", default=["plain", "optax", "checkpoint", "ours", "ours+stats"])
+    parser.add_argument("--forms", nargs="*", default=list(FORMS), choices=FORMS)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", help="cpu, gpu or tpu; what jax finds where left out")
+    parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: what jax finds")
     args = parser.parse_args()
     if args.device:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(args.device, args.device)

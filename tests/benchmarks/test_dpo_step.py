@@ -183,3 +183,20 @@ def test_the_standard_library_keeps_its_module_of_that_name():
 
     code = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import cProfile, profile; profile.Profile; cProfile.run"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "text"),
+    [
+        ("scaling", ["--no-compile", "--targets=v5e:4x4,v5f:2x2"], "argument --targets: got 'v5f:2x2'"),
+        ("profile", ["--setting=tny"], "argument --setting: invalid choice: 'tny'"),
+        ("scoring", ["--forms=plane"], "argument --forms: invalid choice: 'plane'"),
+    ],
+)
+def test_a_wrong_name_is_told_before_anything_is_computed(path, words, text, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [path, *words])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as stop:
+        load(path).main()
+    assert stop.value.code == 2
+    assert text in capsys.readouterr().err
