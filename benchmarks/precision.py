@@ -4,7 +4,7 @@
         --data=../shared/data/pref-polite/pairs.json.gz [--pairs=200]
 
 Every pair is scored as the pass of a cached reference packs it, and as a training step does. At step 0 both are of the
-same weights: what they differ by is the error of the log-ratio there, which is exactly 0 with a live reference.
+same weights: what they differ by is the error of the log-ratio there, which is 0 with a live reference.
 """
 
 from __future__ import annotations

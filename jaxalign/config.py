@@ -90,7 +90,7 @@ class ReferenceConfig:
         "live = computed in every step; cached = computed once, before training, for what the run will show, and kept"
         " on disk for other runs; moving = a copy that follows the policy; auto = cached, but live where the method"
         " compares whole next-token distributions. Cached numbers come from other rows than a step's: in bfloat16 they"
-        " round differently (docs/adapters.md says by how much), where live ones agree to the last bit at step 0.",
+        " round differently (docs/adapters.md says by how much); live ones agree to float32's last bit at step 0.",
     ] = "auto"
     update_every: Annotated[int, "Steps between two moves of a moving reference.", Range(ge=1)] = 512
     update_rate: Annotated[

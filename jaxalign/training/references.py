@@ -77,8 +77,10 @@ class Reference(NamedTuple):
 def frozen(policy: Any) -> Reference:
     """A model that does not change: its variables are ``frozen["reference"]``.
 
-    With the policy's own functions and the variables that training starts from, the log-ratio at step 0 is exactly 0:
-    both sides are the same computation on the same numbers. Another model of the same tokenizer may be given instead.
+    With the policy's own functions and the variables that training starts from, the log-ratio at step 0 is 0: both
+    sides are the same computation on the same numbers. A compiler may add up the policy's softmax in another order,
+    beside the sums of its entropy, and the last bit of float32 then differs. Another model of the same tokenizer may be
+    given instead.
 
     Args:
       policy: the reference's functions (a `jaxalign.models.policy.Policy`).
@@ -98,7 +100,7 @@ def shared(policy: Any) -> Reference:
 
     Its variables are ``frozen["policy"]``, over which ``frozen["reference"]`` is laid: empty for the base itself, an
     adapter collection (``{"lora": ...}``) for a reference that is another adapter on the same base. With fresh
-    adapters, whose B is 0, the log-ratio at step 0 is exactly 0.
+    adapters, whose B is 0, the log-ratio at step 0 is 0 as with `frozen`.
 
     Args:
       policy: the policy's functions, or for another adapter functions built with its rank and scale.
