@@ -34,6 +34,7 @@ from jaxalign.build.step_parts import step_parts
 from jaxalign.config import RunConfig, to_dict
 from jaxalign.data.pipeline import training_iterator
 from jaxalign.data.prompts import end_token_ids
+from jaxalign.errors import counted
 from jaxalign.methods import Method, get_method
 from jaxalign.models.export import save_pretrained
 from jaxalign.models.padding import padding_token
@@ -267,7 +268,8 @@ def _export(
             "method": config.method.name,
             "options": dict(config.method.options),
             "metrics": {name: round(value, 5) for name, value in _held_out(this.workdir, step).items()},
-            "notes": f"Trained on {len(this.data.train)} examples for {step} steps of {config.train.batch_size}.",
+            "notes": f"Trained on {counted(len(this.data.train), 'example')} for {counted(step, 'step')} of "
+            f"{config.train.batch_size}.",
         },
     )
     return step

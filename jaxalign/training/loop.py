@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxalign.data.pipeline import PackedBatch
-from jaxalign.errors import NumericsError
+from jaxalign.errors import NumericsError, some
 from jaxalign.training.checkpoint import Checkpoints
 from jaxalign.training.compiled import Told
 from jaxalign.training.mesh import programs_in_flight
@@ -309,8 +309,7 @@ def _not_finite(step, batch: PackedBatch, output: StepOutput, metrics, describe)
             rows = ", ".join(describe(int(i)) for i in ids[bad][:5] if i >= 0)
             problems.append(f"The {name}'s log-probabilities are not finite for {int(bad.sum())} examples: {rows}.")
     if len(problems) == 1:
-        ids, more = batch.example_ids[:5], ", ..." if len(batch.example_ids) > 5 else ""
-        problems.append(f"The step's examples: {', '.join(map(describe, ids))}{more}.")
+        problems.append(f"The step's examples: {some(map(describe, batch.example_ids), 5)}.")
     problems.append(
         "No checkpoint was written after this step; the last good one is kept. Try a smaller learning rate, "
         "gradient clipping (optimizer.clip_norm), or model.dtype=float32."
