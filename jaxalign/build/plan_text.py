@@ -126,7 +126,7 @@ def _speed(plan: Plan) -> Iterator[str]:
         "peak on the model's operations"
     )
     peak = plan.model_flops / (target.devices * target.flops)
-    if plan.step_seconds > peak / plan.mfu:
+    if times.hidden > peak / plan.mfu:
         yield f"    {plan.mfu:.0%} cannot be reached: {times.bound} takes longer"
     yield f"    so the model's operations can reach {min(1.0, peak / times.exposed):.0%} to {peak / times.hidden:.0%}"
     if plan.steps is None:

@@ -204,7 +204,8 @@ class Work:
         """What the plan depends on, for people."""
         config = self.config
         if not self.trains:
-            return f"{config.model.param_dtype} weights, {config.model.dtype} arithmetic"
+            int8 = ", those of the blocks int8" if config.reference.quantization == "int8" else ""
+            return f"{config.model.param_dtype} weights{int8}, {config.model.dtype} arithmetic"
         trained = "all weights" if config.adapter.kind == "none" else f"adapters of rank {config.adapter.rank}"
         reference = "no reference" if config.reference.source == "none" else f"{config.reference.mode} reference"
         return (
