@@ -117,6 +117,15 @@ def file_hash(path: str | Path) -> str:
     return kept_hash("bytes", [path], lambda: _read_hash(path))
 
 
+def file_state(path: str | Path) -> tuple[str, int, int, int, int]:
+    """A file's place, inode, size, and times of modification and change, which other bytes would not leave as they are.
+
+    The time of change is kept by the file system. Archives and images set that of modification, the same for all bytes.
+    """
+    stat = os.stat(path)
+    return os.path.realpath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def kept_hash(kind: str, paths: Iterable[Path], compute: Callable[[], str]) -> str:
     """A hash of what is in files; that of large ones is kept in the user's cache, as `file_hash` says.
 
@@ -127,10 +136,7 @@ def kept_hash(kind: str, paths: Iterable[Path], compute: Callable[[], str]) -> s
     """
 
     def look() -> dict[str, Any]:
-        stats = [(os.path.realpath(path), os.stat(path)) for path in paths]
-        # The time of change by its inode: archives and images set that of modification, the same for other bytes.
-        files = [[path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in stats]
-        return {"kind": kind, "files": files}
+        return {"kind": kind, "files": [list(file_state(path)) for path in paths]}
 
     paths = list(paths)
     state = look()

@@ -15,6 +15,7 @@ from jaxalign.methods import Logps, Method
 from jaxalign.training.inputs import objective_inputs
 from jaxalign.training.scoring import completion_lengths
 from jaxalign.training.step import StepOutput
+from jaxalign.types import Rows
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 """Largest difference of two log-probabilities of one completion, relative to their size: what rounding explains."""
@@ -43,6 +44,19 @@ def make_start_check(
     """
     tolerance = TOLERANCE[dtype]
 
+    @jax.jit  # in one program: one by one, its operations would take a second to compile
+    def loss_of_equals(sums: jax.Array, rows: Rows) -> jax.Array:
+        inputs = objective_inputs(
+            method,
+            {"policy": sums, "reference": sums},
+            lengths=completion_lengths(rows),
+            columns=rows.columns,
+            example_mask=rows.example_mask,
+        )
+        output = method.objective(**inputs, **options)
+        weights = jnp.where(rows.example_mask.reshape(-1), output.weights, 0.0)
+        return (weights * output.losses).sum() / weights.sum()
+
     def check(batch: PackedBatch, output: StepOutput) -> None:
         policy, reference = np.asarray(output.policy_sums), np.asarray(output.reference_sums)
         # Where a row holds no example both are 0.
@@ -57,20 +71,9 @@ def make_start_check(
             )
         if jax.process_count() > 1:
             return  # the loss below needs the columns of all rows, and those of the other processes are not here
-        rows = jax.tree.map(jnp.asarray, batch.rows)
-        mask = np.asarray(batch.rows.example_mask)
         if method.logps is Logps.TOKEN or not set(method.inputs) <= CLOSED:
             return  # the loss depends on more than the sums that are known here
-        inputs = objective_inputs(
-            method,
-            {"policy": jnp.asarray(reference), "reference": jnp.asarray(reference)},
-            lengths=completion_lengths(rows),
-            columns=rows.columns,
-            example_mask=rows.example_mask,
-        )
-        expected_output = method.objective(**inputs, **options)
-        weights = np.where(mask.reshape(-1), expected_output.weights, 0.0)
-        expected = float((weights * np.asarray(expected_output.losses)).sum() / weights.sum())
+        expected = float(loss_of_equals(reference, batch.rows))
         total, weight = output.metrics["loss"]
         loss = float(total) / float(weight)
         if abs(loss - expected) > 10 * tolerance * max(abs(expected), 1.0) * (1 + np.abs(reference).max() * tolerance):

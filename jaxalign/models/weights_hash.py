@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.errors import ModelError
-from jaxalign.files import kept_hash
+from jaxalign.files import file_state, kept_hash
 from jaxalign.models.config_json import read_config
 from jaxalign.models.decoder_config import DecoderConfig
 from jaxalign.models.export import tensors_of
@@ -41,7 +41,7 @@ def weights_hash(source: str | Path | Variables, config: DecoderConfig | None = 
     if isinstance(source, str | Path):
         folder = Path(source)
         stamp = tuple(
-            (str(file.resolve()), file.stat().st_mtime_ns, file.stat().st_size)
+            file_state(file)
             for file in sorted([folder / "config.json", *folder.glob("*.safetensors")])
             if file.exists()
         )
@@ -52,11 +52,11 @@ def weights_hash(source: str | Path | Variables, config: DecoderConfig | None = 
 
 
 @lru_cache(maxsize=64)
-def _folder_hash(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
+def _folder_hash(folder: Path, stamp: tuple[tuple[str, int, int, int, int], ...]) -> str:
     # The stamp is part of this cache's key, and the files' state of that on disk: a changed file is hashed again.
     config = read_config(folder)
     kind = f"{VERSION} {json.dumps(config.facts(), sort_keys=True)}"
-    return kept_hash(kind, [Path(file) for file, _, _ in stamp], lambda: _read_hash(folder, config))
+    return kept_hash(kind, [Path(file) for file, *_ in stamp], lambda: _read_hash(folder, config))
 
 
 def _read_hash(folder: Path, config: DecoderConfig) -> str:

@@ -30,15 +30,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # Pairs about which three people disagree.
     "pref-pandalm-human/testset-v1.jsonl.gz": ("paired.py:robust_dpo", {}),
     # Pairs with a judge's probability.
-    "pref-tldr-judged": (
-        "paired.py:soft_dpo",
-        {"data.max_length": 160, "data.size": 144, "train.steps": 12, "optimizer.learning_rate": 3e-4},
-    ),
+    "pref-tldr-judged": ("paired.py:soft_dpo", {"data.eval_size": 21}),
     # Right over wrong solutions, for a reward model.
     "pref-gsm8k-solutions/example_model_solutions.jsonl.gz": ("paired.py:eurus_reward_model", {"method.beta": None}),
 }
-TRANSFERS = ("pref-oasst-trees/en_100_tree.jsonl.gz", "pref-tldr-judged")
+TRANSFERS = ("pref-oasst-trees/en_100_tree.jsonl.gz",)
 """Where some hundred examples teach a quarter of a million parameters something about others."""
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Not here, in place of that of all builds: the steps take longer than what it would save."""
 
 
 def judged(folder: Path, path: Path) -> Path:
