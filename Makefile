@@ -1,6 +1,7 @@
 # Everything sets itself up: a fresh clone and Python >= 3.11 are enough.
 #   make demo    a small study of tiny models in a generated world, from random weights to its report (CPU, minutes)
 #   make test    the tests that need no torch
+#   make long    a training run of every method, where make test has one of each kind
 #   make judge   the tests that compare with torch and transformers
 #   make trl     the tests that compare with TRL
 #   make ahead   the tests that compile for TPUs, without one
@@ -22,14 +23,17 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	&& { echo $$python; break; }; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo test judge trl ahead check lint types imports shell format docs wheel clean
+.PHONY: demo test long judge trl ahead check lint types imports shell format docs wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/jaxalign quickstart --workdir=$(WORKDIR) --open
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not judge" $(PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not judge and not long" $(PARALLEL) $(PYTEST_ARGS)
+
+long: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m long $(PARALLEL) $$(grep -rl "mark\.long" tests) $(PYTEST_ARGS)
 
 judge: $(VENV)/.installed-test $(VENV)/.installed-judge
 	$(BIN)/python -m pytest -m "judge and not trl" $(PARALLEL) $$(grep -rl "mark\.judge" tests) $(PYTEST_ARGS)
