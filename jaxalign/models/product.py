@@ -46,7 +46,7 @@ def product(
       kernel: the weights as they are stored.
       axes: the kernel's logical axes.
       torus: how the weights and their gradient are moved; None = as XLA sees fit.
-      trained: whether anything asks for the kernel's gradient.
+      trained: whether anything asks for the kernel's gradient; else it is 0.
       precision: of the products.
     """
 
@@ -55,16 +55,19 @@ def product(
         kernel = kernel if torus is None else torus.gather(kernel, axes)
         return jnp.einsum(equation, x, kernel, precision=precision)
 
-    if torus is None or not trained:
+    if torus is None:
         return plain(x, kernel)
     inputs, weights, outputs = re.split(",|->", equation)
 
+    # The kernel is kept as it is stored: gathered, the kernels of all layers would be whole on each device.
     def forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
         return plain(x, kernel), (x, kernel)
 
     def backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
         x, kernel = kept
         (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](gradient)
+        if not trained:
+            return of_x, jnp.zeros_like(kernel)
         mine, theirs = torus.split(x), torus.split(gradient)
         parts = jnp.einsum(f"Z{inputs},Z{outputs}->Z{weights}", mine, theirs, precision=precision)
         return of_x, torus.scatter(parts, axes).astype(kernel.dtype)

@@ -53,6 +53,27 @@ def test_product(name, sizes, grid):
     assert of_kernel.sharding.is_equivalent_to(plan.sharding(axes, shape), len(shape))
 
 
+def test_what_is_kept_of_a_frozen_weight_is_its_piece():
+    """Also without remat, for the backward pass of a base under adapters."""
+    plan, axes = make_mesh(1, 8, 1), ("embed", "mlp")
+    kernel = jax.device_put(jnp.ones((3, 16, 10)), plan.sharding((None, *axes), (3, 16, 10)))
+
+    def run(x, kernel):
+        torus = TorusMesh(plan, (2, 4))
+
+        def layer(x, kernel):
+            return jnp.sin(product("nd,df->nf", x, kernel, axes, torus=torus, trained=False)) @ jnp.ones((10, 16)), None
+
+        return jnp.sum(jax.lax.scan(layer, x, kernel)[0])
+
+    x = jax.device_put(jnp.ones((24, 16)), plan.rows_sharding())
+    of_x, of_kernel = jax.jit(jax.grad(run, (0, 1)))(x, kernel)
+    assert np.all(of_kernel == 0)
+    assert np.any(of_x != 0)
+    kept = jax.tree.leaves(jax.vjp(run, x, kernel)[1])
+    assert all(leaf.sharding.shard_shape(leaf.shape)[1] == 2 for leaf in kept if leaf.shape == (3, 16, 10))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_a_training_step(remat, monkeypatch):
